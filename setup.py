@@ -1,0 +1,31 @@
+"""The package's metadata; the stacks' exact versions are in constraints.txt and constraints-addons.txt."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="tfdet",
+    version="0.1.0",
+    description="A tf.data-first, high-throughput object-detection pipeline library for TensorFlow",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["tfdet", "tfdet.*"]),
+    install_requires=[
+        "tensorflow>=2.15,<2.22",
+        "tf_keras>=2.15,<2.22",  # Keras 2; asks for the TensorFlow of its own version
+        "numpy>=1.23",
+        "pillow>=9.4",
+        "rich>=13",
+        "pycocotools>=2.0.7",
+        "h5py>=3.9",
+        "matplotlib>=3.7",
+    ],
+    extras_require={
+        # tensorflow-addons ended with TensorFlow 2.15; Python 3.10 and 3.11
+        "addons": ["tensorflow~=2.15.0", "tf_keras~=2.15.0", "tensorflow-addons~=0.23.0", "numpy<2"],
+        "dev": ["pytest>=8", "hypothesis>=6", "ruff>=0.5"],
+    },
+)

@@ -1,0 +1,18 @@
+"""Presets: one file a preset, each with a `CONFIG`. `load("yolov3_416")` returns it."""
+
+import importlib
+
+from tfdet.config import Config, ConfigError
+
+PRESETS = ("ssd300_vgg16", "ssd512_vgg16", "ssd300_mobilenetv2", "yolov3_416", "yolov3_tiny", "demo")
+
+
+def load(name: str) -> Config:
+    """The preset `name`.
+
+    Raises:
+        ConfigError: there is no such preset.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
+    return importlib.import_module(f"tfdet.configs.{name}").CONFIG
