@@ -19,6 +19,7 @@ setup(
         "numpy>=1.23",
         "pillow>=9.4",
         "rich>=13",
+        "tensorboard>=2.15,<2.22",
         "pycocotools>=2.0.7",
         "h5py>=3.9",
         "matplotlib>=3.7",
