@@ -1,0 +1,119 @@
+"""1, 2 and 4 replicas with the same global batch train the same model."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import toy
+
+from tfdet import schema
+from tfdet.config import TrainConfig
+from tfdet.train import devices, schedules, setup, step
+
+BATCH = 8
+
+
+def strategy_of(replicas):
+    return devices.choose_strategy(replicas=replicas) if replicas > 1 else tf.distribute.get_strategy()
+
+
+def train(replicas, steps, config, batch_norm=None):
+    """The weights before the first step, after it and after the last one, and the metrics of every step."""
+    strategy = strategy_of(replicas)
+    detector = toy.Toy(batch_norm)
+    model = setup.build_model(detector, config, strategy)
+    with strategy.scope():
+        optimizer = schedules.build_optimizer(config, steps, model)
+    update = step.make_train_step(
+        model, detector, optimizer, weight_decay=schedules.l2(config), clip_norm=config.clip_norm
+    )
+    data = iter(step.distribute(augmented(detector), strategy, BATCH))
+    weights, metrics = [values(model)], []
+    for number in range(steps):
+        metrics.append({name: float(value) for name, value in update(next(data)).items()})
+        if number in (0, steps - 1):
+            weights.append(values(model))
+    return weights, metrics
+
+
+def values(model):
+    return {v.name: v.numpy() for v in model.variables}
+
+
+def augmented(detector):
+    """Batches of eight, images with 0, 1 or no counted objects among them, stateless flips by row."""
+    rows = tf.data.Dataset.from_tensor_slices(toy.batch(40, detector, seed=3)).repeat().enumerate()
+
+    def change(number, row):
+        noise = tf.random.stateless_uniform([2], [7, number])
+        flipped = tf.where(noise[0] < 0.5, row[schema.IMAGE][..., ::-1], row[schema.IMAGE])  # red <-> blue
+        empty = tf.fill(tf.shape(row[schema.TARGET_LABELS]), schema.BACKGROUND)
+        labels = tf.where(noise[1] < 0.3, empty, row[schema.TARGET_LABELS])
+        return {**row, schema.IMAGE: flipped, schema.TARGET_LABELS: labels}
+
+    return rows.map(change).batch(BATCH)
+
+
+def assert_close(actual, expected, rtol, name):
+    """Equal to `rtol` of the longest of the two, as vectors."""
+    assert np.linalg.norm(actual - expected) <= rtol * np.linalg.norm(expected) + 1e-9, name
+
+
+SGD = TrainConfig(optimizer="sgd", learning_rate=0.005)
+CASES = {
+    "sgd": (SGD, None, (2, 4)),
+    "l2_and_clipping": (replace(SGD, learning_rate=0.02, weight_decay=0.01, clip_norm=2.0), None, (4,)),
+    "batch_norm_made_synchronised": (SGD, "sync", (4,)),
+    "batch_norm_synchronised_later": (replace(SGD, sync_batch_norm=True), "plain", (2, 4)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_replicas_train_the_same_model(name):
+    config, batch_norm, all_replicas = CASES[name]
+    (start, first, last), metrics = train(1, 20, config, batch_norm)
+    assert metrics[-1]["loss"] < 0.8 * metrics[0]["loss"]
+    # Keras' fused kernel, which only the single replica uses, keeps the unbiased variance for inference
+    compared = [n for n in start if "moving_variance" not in n]
+    for replicas in all_replicas:
+        (other_start, other_first, other_last), other_metrics = train(replicas, 20, config, batch_norm)
+        for n in compared:
+            np.testing.assert_array_equal(other_start[n], start[n])
+            # the first update of SGD is rate * gradient: compare updates, not weights
+            assert_close(other_first[n] - start[n], first[n] - start[n], 1e-5, n)
+            assert_close(other_last[n], last[n], 1e-4, n)
+        for one, many in zip(metrics, other_metrics):
+            np.testing.assert_allclose(list(many.values()), list(one.values()), rtol=1e-3)
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 4])
+def test_an_epoch_whose_last_batch_is_smaller_than_the_replicas_finishes(replicas):
+    config = TrainConfig(optimizer="sgd", learning_rate=0.02)
+    strategy, detector = strategy_of(replicas), toy.Toy()
+    model = setup.build_model(detector, config, strategy)
+    with strategy.scope():
+        optimizer = schedules.build_optimizer(config, 3, model)
+    update = step.make_train_step(model, detector, optimizer)
+    data = step.distribute(toy.dataset(9, BATCH), strategy, BATCH)  # batches of 8 and 1
+    metrics = [update(batch) for batch in data]
+    assert [float(m["images"]) for m in metrics] == [8, 1]
+    assert all(np.isfinite(float(m["loss"])) for m in metrics)
+    assert all(np.isfinite(v.numpy()).all() for v in model.variables)
+
+
+def test_replicas_get_neighbouring_rows():
+    strategy = strategy_of(4)
+    batch = next(iter(step.distribute(toy.dataset(BATCH, BATCH), strategy, BATCH)))
+    whole = toy.batch(BATCH)[schema.IMAGE].numpy()
+    for replica, images in enumerate(strategy.experimental_local_results(batch[schema.IMAGE])):
+        np.testing.assert_array_equal(images, whole[2 * replica : 2 * replica + 2])
+
+
+def test_float16_trains_on_replicas():
+    """Overflow depends on each replica's own sums, so the skipped steps differ; both learn."""
+    config = TrainConfig(precision="mixed_float16", learning_rate=5e-3)
+    _, metrics = train(2, 10, config)
+    _, reference = train(1, 1, replace(config, precision="float32"))
+    np.testing.assert_allclose(metrics[0]["loss"], reference[0]["loss"], rtol=1e-2)
+    assert metrics[-1]["loss"] < 0.8 * metrics[0]["loss"]

@@ -1,0 +1,82 @@
+"""What a run reports while it trains: a progress bar or plain lines, TensorBoard scalars, history.csv."""
+
+import csv
+import io
+
+import tensorflow as tf
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class ProgressBar:
+    """On a terminal a bar with loss, images/s and the time left; elsewhere one plain line an epoch. All on stderr.
+
+    Args:
+        first, last: int, the step at which this process starts and the one at which the run ends.
+        visible: False prints nothing at all.
+    """
+
+    def __init__(self, epochs, first, last, visible=True):
+        self._epochs = epochs
+        self._console = Console(stderr=True, quiet=not visible, soft_wrap=True, highlight=False)
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+            console=self._console, disable=not self._console.is_terminal,
+        )  # fmt: skip
+        self._task = self._bar.add_task("training", total=last, completed=first, figures="")
+
+    def __enter__(self):
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_):
+        self._bar.stop()
+
+    def update(self, step, epoch, logs):
+        figures = f"loss {logs['loss']:.4f}, {logs['images_per_second']:.1f} images/s"
+        self._bar.update(self._task, completed=step, description=f"epoch {epoch + 1}/{self._epochs}", figures=figures)
+
+    def end_epoch(self, epoch, logs):
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in logs.items())
+        self._console.print(f"epoch {epoch + 1}/{self._epochs}: {figures}", markup=False)
+
+
+class TensorBoardLog:
+    """Scalars in `folder`: train/* every few steps, epoch/* once an epoch."""
+
+    def __init__(self, folder):
+        self._writer = tf.summary.create_file_writer(str(folder))
+
+    def write(self, prefix, logs, step):
+        with self._writer.as_default(step=step):
+            for name, value in logs.items():
+                tf.summary.scalar(f"{prefix}/{name}", value)
+
+    def close(self):
+        self._writer.close()
+
+
+class History:
+    """history.csv: one row an epoch, with every figure that an epoch ever had as a column.
+
+    Args:
+        folder: a `checkpoints.RunFolder`.
+        first_epoch: rows from here on, left by a run that got further than its last checkpoint, are dropped.
+    """
+
+    def __init__(self, folder, first_epoch):
+        self._folder = folder
+        path = folder.path / "history.csv"
+        text = path.read_text(encoding="utf-8") if first_epoch and path.exists() else ""
+        self._rows = [row for row in csv.DictReader(io.StringIO(text)) if int(row["epoch"]) <= first_epoch]
+
+    def add(self, epoch, step, logs):
+        row = {"epoch": epoch + 1, "step": step, **{name: f"{value:.6g}" for name, value in logs.items()}}
+        self._rows = [old for old in self._rows if int(old["epoch"]) != epoch + 1] + [row]
+        columns = dict.fromkeys(name for row in self._rows for name in row)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(columns), restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self._rows)
+        self._folder.write_text("history.csv", text.getvalue())

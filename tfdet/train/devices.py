@@ -1,0 +1,83 @@
+"""Which devices train: the first N GPUs, the CPU, or several logical CPU devices that stand for GPUs."""
+
+import contextlib
+import os
+
+import tensorflow as tf
+
+from tfdet.config import ConfigError
+
+
+def choose_strategy(gpus=None, replicas=0):
+    """The `tf.distribute.Strategy` for this machine. Call it before anything else uses TensorFlow.
+
+    Args:
+        gpus: int, train on the first `gpus` GPUs; 0: on the CPU; None: all GPUs there are, else the CPU.
+        replicas: int, when positive, train on this many logical CPU devices instead. Not faster, but the
+            same MirroredStrategy as on that many GPUs.
+    Raises:
+        ConfigError: more GPUs are asked for than there are, or it is too late to split the CPU.
+    """
+    if replicas and gpus:
+        raise ConfigError("choose GPUs or CPU replicas, not both")
+    found = tf.config.list_physical_devices("GPU")
+    if gpus is not None and not 0 <= gpus <= len(found):
+        raise ConfigError(f"{gpus} GPUs asked for, but this machine has {describe_gpus()}")
+    if replicas < 0:
+        raise ConfigError(f"{replicas} replicas asked for; it takes at least 1")
+    gpus = 0 if replicas else len(found) if gpus is None else gpus
+    _show_only(found[:gpus])
+    if replicas:
+        return _cpu_replicas(replicas)
+    if gpus == 0:
+        # without a visible GPU the default strategy is the CPU, at no cost
+        return tf.distribute.get_strategy() if not _visible_gpus() else tf.distribute.OneDeviceStrategy("/CPU:0")
+    if gpus == 1:
+        return tf.distribute.OneDeviceStrategy("/GPU:0")
+    return tf.distribute.MirroredStrategy([f"/GPU:{number}" for number in range(gpus)])
+
+
+def describe_gpus() -> str:
+    """The GPUs of this machine, e.g. "2 GPUs: GPU:0 (NVIDIA H100), GPU:1 (NVIDIA H100)"."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if not gpus:
+        return f"no GPU that TensorFlow can use, only a CPU with {os.cpu_count()} cores"
+    names = [tf.config.experimental.get_device_details(gpu).get("device_name", "unnamed") for gpu in gpus]
+    listed = ", ".join(f"GPU:{number} ({name})" for number, name in enumerate(names))
+    return f"{len(gpus)} GPU{'s' if len(gpus) > 1 else ''}: {listed}"
+
+
+def describe(strategy) -> str:
+    """The devices of a strategy in words, e.g. "4 replicas on CPU:0, CPU:1, CPU:2, CPU:3"."""
+    count = strategy.num_replicas_in_sync
+    try:
+        devices = [device.split("device:")[-1] for device in strategy.extended.worker_devices]
+    except RuntimeError:  # the default strategy does not say
+        devices = ["GPU:0" if _visible_gpus() else "CPU:0"]
+    return f"{count} replica{'s' if count > 1 else ''} on {', '.join(devices)}"
+
+
+def _visible_gpus():
+    return tf.config.get_visible_devices("GPU")
+
+
+def _show_only(gpus):
+    """Leaves the memory of all other GPUs alone; once TensorFlow runs it is too late for that, and no harm."""
+    if list(gpus) != _visible_gpus():
+        with contextlib.suppress(RuntimeError):
+            tf.config.set_visible_devices(gpus, "GPU")
+
+
+def _cpu_replicas(count):
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    try:
+        if len(tf.config.get_logical_device_configuration(cpu) or ()) < count:
+            tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"{count} CPU replicas asked for after TensorFlow has started with fewer; choose the devices first"
+        ) from error
+    # the default, collective ops, admits one group size a process
+    return tf.distribute.MirroredStrategy(
+        [f"/CPU:{number}" for number in range(count)], cross_device_ops=tf.distribute.ReductionToOneDevice()
+    )

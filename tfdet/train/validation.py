@@ -1,0 +1,39 @@
+"""What is measured at the end of an epoch: the validation loss, and whatever the caller evaluates."""
+
+from tfdet.train.meters import EpochMean, to_floats
+from tfdet.train.step import distribute, make_eval_step
+
+SCORE = "map50"  # the figure by which evaluated epochs are compared
+
+
+class Validation:
+    """Args as in `loop.fit`; `dataset` and `evaluate` may be None."""
+
+    def __init__(self, model, detector, dataset, batch_size, evaluate, evaluate_every):
+        self._model, self._evaluate, self._every = model, evaluate, evaluate_every
+        self._step = make_eval_step(model, detector)
+        self._data = None if dataset is None else distribute(dataset, model.distribute_strategy, batch_size)
+
+    def measure(self, epoch, is_last):
+        """The figures of an epoch, and the score by which epochs are compared: higher is better, None: no verdict.
+
+        is_last: () -> bool, whether training ends with this epoch, which is then evaluated whatever its number.
+        """
+        losses = {f"val_{name}": value for name, value in self._losses().items()}
+        if self._evaluate is None:
+            return losses, -losses["val_loss"] if losses else None
+        if not ((self._every and (epoch + 1) % self._every == 0) or is_last()):
+            return losses, None
+        measured = {name: float(value) for name, value in self._evaluate(self._model).items() if _is_number(value)}
+        return losses | measured, measured.get(SCORE)
+
+    def _losses(self):
+        mean = EpochMean()
+        if self._data is not None:
+            for metrics in [self._step(batch) for batch in self._data]:  # all are queued before the first is read
+                mean.add(to_floats(metrics))
+        return mean.result()
+
+
+def _is_number(value):
+    return isinstance(value, (int, float)) or getattr(value, "shape", None) == ()
