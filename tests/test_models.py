@@ -216,16 +216,6 @@ def norms(model):
     return [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
 
 
-def test_batch_norm_is_synchronized_only_inside_the_context(small_ssd, small_tiny):
-    assert not any(layer.synchronized for layer in norms(small_ssd) + norms(small_tiny))
-    with layers.synchronized_batch_norm():
-        models = [mobilenet.build(SMALL_SSD, 1), darknet.build(SMALL_TINY, 1)]
-    for model in models:
-        assert all(layer.synchronized for layer in norms(model))
-    with layers.synchronized_batch_norm(False):
-        assert not layers.batch_norm("off").synchronized
-
-
 def test_every_batch_norm_forgets_fast(small_ssd, small_tiny):
     assert {layer.momentum for layer in norms(small_ssd) + norms(small_tiny)} == {0.9}
 

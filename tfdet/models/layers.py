@@ -1,11 +1,8 @@
 """What the models share: the layers Keras lacks, the one place that makes batch normalisation, SSD's outputs.
 
 Everything is an ordinary or a registered layer - no Lambda, no bare op on a Keras tensor - so that
-weights load by name and a saved model opens without this code being asked for by hand.
+weights load by name, and a saved model opens without a list of custom objects.
 """
-
-import contextlib
-import contextvars
 
 import tensorflow as tf
 
@@ -20,24 +17,10 @@ MOMENTUM = 0.9
 # Of the last layer before a loss: under a mixed precision policy its results stay float32.
 HEAD_DTYPE = "float32"
 
-_synchronized = contextvars.ContextVar("synchronized", default=False)
-
-
-@contextlib.contextmanager
-def synchronized_batch_norm(enabled=True):
-    """Models built inside this context take batch statistics over all replicas, not over each one's share."""
-    token = _synchronized.set(enabled)
-    try:
-        yield
-    finally:
-        _synchronized.reset(token)
-
 
 def batch_norm(name: str, epsilon=1e-3):
     """The batch normalisation of every model; epsilon is Keras' default, which keras-yolo3's weights were made with."""
-    return keras.layers.BatchNormalization(
-        momentum=MOMENTUM, epsilon=epsilon, synchronized=_synchronized.get(), name=name
-    )
+    return keras.layers.BatchNormalization(momentum=MOMENTUM, epsilon=epsilon, name=name)
 
 
 def clone_with_batch_norm(model):
