@@ -1,0 +1,198 @@
+"""What a data set says about its images: annotations, the problems found in them, class names and splits.
+
+formats reads files into `Listing`s without opening an image; `to_annotation` checks a listing against the
+size of its image and makes the `Annotation` that is stored. What cannot be used becomes a `Problem`; nothing
+is dropped in silence. Nothing here needs TensorFlow, so that worker processes start at once.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tfdet.data.errors import AnnotationError
+from tfdet.data.images import displayed_size
+
+__all__ = [
+    "KINDS", "Annotation", "AnnotationError", "Listing", "Problem",
+    "read_annotations", "split_listings", "to_annotation",
+]  # fmt: skip
+
+# kind of problem -> what is left out when bad data is skipped ("" for a box that is cut to the image), advice
+KINDS = {
+    "missing_image": ("image", "check the path and --images"),
+    "unreadable_image": ("image", "save it as JPEG or PNG, or take it out"),
+    "truncated_image": ("image", "fetch it again"),
+    "duplicate_image": ("image", "put all boxes of an image into one entry; --skip-bad keeps the first"),
+    "outside_root": ("image", "move the image into the image folder, or pass --allow-outside if you trust the file"),
+    "bad_entry": ("image", "repair the entry; in a pickle it is an array of numbers [N, 4 + number of classes]"),
+    "wrong_shape": ("image", "an array has a row a box: 4 corners, then a column for each class; check --classes"),
+    "wrong_columns": ("box", "a box is xmin,ymin,xmax,ymax,class"),
+    "not_numeric": ("box", "corners are numbers, the class is a whole number that counts from 0"),
+    "class_out_of_range": ("box", "classes count from 0 in the order of the class names; check --classes"),
+    "not_one_hot": ("box", "the columns after the corners hold a single 1"),
+    "not_finite": ("box", "remove the box or draw it again"),
+    "wrong_unit": ("box", "the pickle holds corners divided by width and height, the other formats pixels"),
+    "inverted": ("box", "swap the corners: xmin < xmax, ymin < ymax"),
+    "zero_area": ("box", "remove the box or draw it again"),
+    "outside": ("box", "remove the box, or check that it belongs to this image"),
+    "crosses_border": ("", "cut the box at the border; --skip-bad does"),
+}
+
+_BORDER_TOLERANCE = 1.001  # pixels that rounding may carry a corner over the border
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """The checked boxes of one image.
+
+    Attributes:
+        image_path: the image file.
+        image_id: the image's name as the annotation file writes it.
+        boxes: float32 [N, 4] xyxy, relative to the displayed image.
+        labels: int32 [N] in [0, C).
+        difficult: bool [N].
+    """
+
+    image_path: str
+    image_id: str
+    boxes: np.ndarray
+    labels: np.ndarray
+    difficult: np.ndarray
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What an annotation file says about one image, not yet checked against it.
+
+    Attributes:
+        where: "file:line" or "file: key 'x'".
+        image_path, image_id: as in `Annotation`.
+        boxes: float64 [N, 4] xyxy as written: pixels of the displayed image if `in_pixels`, else relative.
+        labels: int32 [N] in [0, C).
+        difficult: bool [N].
+        numbers: int [N], the place of each box in its entry, counted from 1.
+    """
+
+    where: str
+    image_path: str
+    image_id: str
+    boxes: np.ndarray
+    labels: np.ndarray
+    difficult: np.ndarray
+    numbers: np.ndarray
+    in_pixels: bool
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that cannot be used. `kind` is a key of KINDS, `where` is "file:line" or "file: key 'x'"."""
+
+    kind: str
+    where: str
+    reason: str
+
+    @property
+    def loses(self) -> str:
+        """What is left out when bad data is skipped: "image", "box" or ""."""
+        return KINDS[self.kind][0]
+
+    @property
+    def advice(self) -> str:
+        return KINDS[self.kind][1]
+
+    def __str__(self):
+        return f"{self.where}: {self.reason} [{self.kind}]; {self.advice}"
+
+
+# --- boxes --------------------------------------------------------------------------------------
+
+
+def to_annotation(listing: Listing, size: tuple[int, int]) -> tuple[Annotation, list[Problem], int]:
+    """Checks the boxes of a listing and makes them relative.
+
+    A box that leaves the image by at most one pixel (rounding) is cut to it; one that leaves it further is cut
+    as well and reported as "crosses_border"; the other kinds of problem leave the box out.
+
+    Args:
+        size: (height, width) in pixels of the image as it is displayed.
+    Returns:
+        the annotation, the problems, and the number of boxes cut because of rounding.
+    """
+    sides = np.array([size[1], size[0]] * 2, np.float64)
+    relative = listing.boxes / sides if listing.in_pixels else listing.boxes
+    inside = np.clip(relative, 0.0, 1.0).astype(np.float32)
+    beyond = (np.maximum(-relative, relative - 1.0) * sides).max(axis=1, initial=0.0)
+    with np.errstate(invalid="ignore"):  # corners that are not finite
+        faults = _find_faults(listing, relative, inside, beyond, max(size))
+    problems = [_box_problem(listing, size, i, fault) for i, fault in enumerate(faults) if fault]
+    kept = np.isin(faults, ("", "crosses_border"))
+    rounded = int(((faults == "") & (beyond > 0.0)).sum())
+    fields = (inside[kept], listing.labels[kept], listing.difficult[kept])
+    return Annotation(listing.image_path, listing.image_id, *fields), problems, rounded
+
+
+def _find_faults(listing, relative, inside, beyond, longest_side):
+    """The first fault of each box, str [N], "" where there is none."""
+    sizes = relative[:, 2:] - relative[:, :2]
+    if listing.in_pixels:  # a whole file of numbers below one pixel is relative; corners on whole pixels are not
+        small = (np.abs(listing.boxes) <= 1.0).all(axis=1) & (listing.boxes % 1.0 != 0.0).any(axis=1)
+        wrong_unit = small & (longest_side > 1)
+    else:
+        wrong_unit = (np.abs(relative) > 2.0).any(axis=1)
+    faults = [
+        ("not_finite", ~np.isfinite(relative).all(axis=1)),
+        ("wrong_unit", wrong_unit),
+        ("inverted", (sizes < 0.0).any(axis=1)),
+        ("zero_area", (sizes == 0.0).any(axis=1)),
+        ("outside", (relative[:, :2] >= 1.0).any(axis=1) | (relative[:, 2:] <= 0.0).any(axis=1)),
+        ("zero_area", (inside[:, 2:] <= inside[:, :2]).any(axis=1)),  # what is left may be too small for float32
+        ("crosses_border", beyond > _BORDER_TOLERANCE),
+    ]
+    return np.select([condition for _, condition in faults], [kind for kind, _ in faults], default="")
+
+
+_FAULT_TEXT = {
+    "not_finite": "has a corner that is no finite number",
+    "inverted": "ends before it starts",
+    "zero_area": "has no area",
+    "outside": "lies outside the image",
+    "crosses_border": "leaves the image by more than a pixel",
+}
+_UNIT_TEXT = {True: "seems to be relative to the image, not in pixels", False: "seems to be in pixels, not relative"}
+
+
+def _box_problem(listing, size, i, fault) -> Problem:
+    corners = ", ".join(f"{value:.6g}" for value in listing.boxes[i])
+    image = f"{size[1]} x {size[0]} image"
+    text = _FAULT_TEXT.get(fault) or _UNIT_TEXT[listing.in_pixels]
+    return Problem(fault, listing.where, f"box {listing.numbers[i]} ({corners}; {image}) {text}")
+
+
+def read_annotations(listings) -> tuple[list[Annotation], list[Problem]]:
+    """Checks listings against their images' headers, one by one; what make_tfrecords does while it writes.
+
+    Raises:
+        ImageError: an image is missing or cannot be read.
+    """
+    checked = [to_annotation(listing, displayed_size(listing.image_path)) for listing in listings]
+    return [annotation for annotation, _, _ in checked], [p for _, problems, _ in checked for p in problems]
+
+
+# --- splits -------------------------------------------------------------------------------------
+
+
+def split_listings(listings, mode: str, val_ratio: float, seed: int) -> tuple[list[Listing], list[Listing]]:
+    """Splits into train and val as the seeds of this library do.
+
+    Args:
+        mode: "sorted": by image id, the first part is train (rykov8/ssd_keras, which takes 0.8);
+            "shuffled": in an order drawn with `seed`, the last part is val (keras-yolo3, which takes 0.1).
+    """
+    if mode == "sorted":
+        listings = sorted(listings, key=lambda listing: listing.image_id)
+        num_train = round((1.0 - val_ratio) * len(listings))
+    else:
+        listings = list(listings)
+        np.random.RandomState(seed).shuffle(listings)  # the order that np.random.seed(seed) and shuffle give
+        num_train = len(listings) - int(len(listings) * val_ratio)
+    return listings[:num_train], listings[num_train:]

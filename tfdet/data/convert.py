@@ -1,0 +1,246 @@
+"""Listings in, sharded TFRecord files with their manifest and offset indices out, in worker processes.
+
+Shards are written into OUT/.partial; only when every image has been read and nothing stands in the way does
+publish.py move them to their names. The bytes depend on the input alone, not on the number of workers: images
+are sorted by a hash of their ids and dealt to the shards in turn.
+Nothing here needs TensorFlow, so that worker processes start at once.
+"""
+
+import contextlib
+import errno
+import hashlib
+import itertools
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+from collections import Counter
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tfdet.data import tfrecord
+from tfdet.data.annotations import Annotation, Listing, Problem, to_annotation
+from tfdet.data.errors import ImageError, RecordError
+from tfdet.data.images import EncodedImage, ImageOptions, displayed_size, read_image
+from tfdet.data.publish import PARTIAL, Shard, publish
+
+SHARD_BYTES = 100_000_000  # aimed at
+_DEFAULT_OPTIONS = ImageOptions()
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One shard to write; everything that a worker process needs."""
+
+    split: str
+    path: str
+    listings: tuple[Listing, ...]
+    class_names: tuple[str, ...]
+    options: ImageOptions
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a conversion found and wrote; `manifest` is None if bad data kept everything from being written."""
+
+    manifest: dict | None
+    problems: list[Problem]
+    rounded: int
+    changes: Counter
+
+
+def convert(
+    splits: dict[str, list[Listing]],
+    directory,
+    name: str,
+    class_names,
+    *,
+    options: ImageOptions = _DEFAULT_OPTIONS,
+    problems=(),
+    skip_bad: bool = False,
+    shards: int = 0,
+    workers: int = 1,
+    progress=None,
+) -> Report:
+    """Writes the records of a data set.
+
+    With more than one worker the calling script needs `if __name__ == "__main__":`, as Python's spawned
+    processes do.
+
+    Args:
+        splits: split name -> listings; a split without images is left out.
+        problems: what reading the annotations found already.
+        skip_bad: leave out bad images and boxes instead of writing nothing.
+        shards: files a split; 0: about 100 MB each.
+        progress: called with (images done, images in all).
+    Raises:
+        RecordError: no image is left, a worker process died, or writing failed (disk full, no permission).
+    """
+    directory = Path(directory)
+    partial, existed = directory / PARTIAL, directory.exists()
+    try:
+        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+        partial.mkdir(parents=True)
+        filled = {split: listings for split, listings in splits.items() if listings}
+        jobs = [job for split in filled for job in _plan(split, filled[split], partial, class_names, options, shards)]
+        written = _run(jobs, workers, progress)
+        problems = [*problems, *(problem for shard in written for problem in shard.problems)]
+        manifest = None
+        if (skip_bad or not problems) and any(len(shard.index) for shard in written):
+            manifest = publish(written, directory, name, class_names, options)
+        changes = sum((shard.changes for shard in written), Counter())
+        return Report(manifest, problems, sum(shard.rounded for shard in written), changes)
+    except OSError as error:
+        advice = "free some space" if error.errno == errno.ENOSPC else "check the folder"
+        raise RecordError(error.filename or directory, f"writing failed ({error.strerror or error})", advice) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        if not existed:
+            with contextlib.suppress(OSError):  # it goes only if nothing was written
+                directory.rmdir()
+
+
+# --- planning and running -----------------------------------------------------------------------
+
+
+def _plan(split, listings, partial, class_names, options, shards):
+    """One job a shard: images in the order of a hash of their ids, dealt in turn."""
+    listings = sorted(listings, key=lambda item: hashlib.sha256(_encode(item.image_id)).digest())
+    count = shards or round(sum(_expected_bytes(item, options) for item in listings) / SHARD_BYTES)
+    count = max(1, min(count, len(listings)))
+    paths = [str(partial / f"{split}-{i:05d}") for i in range(count)]
+    return [_Job(split, path, tuple(listings[i::count]), tuple(class_names), options) for i, path in enumerate(paths)]
+
+
+def _expected_bytes(listing, options) -> int:
+    try:
+        if options.store == "jpeg":
+            return os.path.getsize(listing.image_path)
+        height, width = displayed_size(listing.image_path)
+        shrink = min(1.0, options.max_side / max(height, width)) if options.max_side else 1.0
+        return int(height * width * 3 * shrink**2)
+    except (OSError, ImageError):
+        return 0  # reported when the image is read
+
+
+def _run(jobs, workers, progress) -> list[Shard]:
+    total = sum(len(job.listings) for job in jobs)
+    progress = progress or (lambda done, total: None)
+    workers = min(workers, len(jobs))
+    if workers > 1:
+        return _run_in_processes(jobs, workers, progress, total)
+    done = itertools.count(1)
+    return [_write_shard(job, lambda: progress(next(done), total)) for job in jobs]
+
+
+def _run_in_processes(jobs, workers, progress, total) -> list[Shard]:
+    context = multiprocessing.get_context("spawn")  # a fork would inherit the threads and locks of the caller
+    done = context.Value("q", 0)
+    with ProcessPoolExecutor(workers, context, _start_worker, (done,)) as pool:
+        try:
+            pending = futures = [pool.submit(_write_shard_in_worker, job) for job in jobs]
+            while pending:
+                finished, pending = wait(pending, timeout=0.1, return_when=FIRST_EXCEPTION)
+                progress(done.value, total)
+                for future in finished:
+                    future.result()
+            return [future.result() for future in futures]
+        except BrokenProcessPool as error:
+            advice = "it may have run out of memory: take fewer --workers"
+            raise RecordError(Path(jobs[0].path).parent, "a worker process died", advice) from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+_done = None  # in a worker: the number of images done by all workers
+
+
+def _start_worker(done):
+    global _done
+    _done = done
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, which ends its workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent():
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _write_shard_in_worker(job) -> Shard:
+    return _write_shard(job, _count_one)
+
+
+def _count_one():
+    with _done.get_lock():
+        _done.value += 1
+
+
+# --- writing ------------------------------------------------------------------------------------
+
+
+def _write_shard(job, tick) -> Shard:
+    shard, digest, rows = Shard(job.split, job.path), hashlib.sha256(), []
+    with open(job.path, "wb") as file:
+        for listing in job.listings:
+            payload = _make_record(listing, job, shard)
+            if payload is not None:
+                record = tfrecord.frame(payload)
+                file.write(record)
+                digest.update(record)
+                rows.append((shard.bytes, len(payload)))
+                shard.bytes += len(record)
+            tick()
+        file.flush()
+        os.fsync(file.fileno())
+    shard.index = np.array(rows, np.int64).reshape(-1, 2)
+    shard.sha256 = digest.hexdigest()
+    return shard
+
+
+def _make_record(listing, job, shard) -> bytes | None:
+    """The serialized record of one image, None if it cannot be read; what is found goes into `shard`."""
+    try:
+        image = read_image(listing.image_path, job.options)
+    except ImageError as error:
+        shard.problems.append(Problem(error.kind, listing.where, f"image {error.where}: {error.reason}"))
+        return None
+    annotation, problems, rounded = to_annotation(listing, image.source_size)
+    shard.problems += problems
+    shard.rounded += rounded
+    shard.num_boxes += len(annotation.boxes)
+    shard.max_boxes = max(shard.max_boxes, len(annotation.boxes))
+    shard.changes.update([image.change] if image.change else [])
+    return tfrecord.example(record_features(annotation, image, job.class_names))
+
+
+def record_features(annotation: Annotation, image: EncodedImage, class_names) -> dict:
+    """One image in the TensorFlow detection schema; labels are 1-based there.
+
+    The names are those of schema.py, spelled out because schema.py needs TensorFlow.
+    """
+    x_min, y_min, x_max, y_max = annotation.boxes.T
+    return {
+        "image/encoded": [image.encoded],
+        "image/format": [image.format.encode()],
+        "image/height": np.array([image.height]),
+        "image/width": np.array([image.width]),
+        "image/source_id": [_encode(annotation.image_id)],
+        "image/filename": [_encode(os.path.basename(annotation.image_path))],
+        "image/object/bbox/xmin": x_min,
+        "image/object/bbox/ymin": y_min,
+        "image/object/bbox/xmax": x_max,
+        "image/object/bbox/ymax": y_max,
+        "image/object/class/label": annotation.labels + 1,
+        "image/object/class/text": [class_names[label].encode() for label in annotation.labels],
+        "image/object/difficult": annotation.difficult.astype(np.int64),
+    }
+
+
+def _encode(name: str) -> bytes:
+    return name.encode("utf-8", "backslashreplace")  # file names need not be valid text

@@ -1,0 +1,91 @@
+"""What the readers of all annotation formats share."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tfdet.data.annotations import Listing, Problem
+from tfdet.data.errors import AnnotationError
+
+FORMATS = ("pickle", "lines", "voc")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What an annotation file holds. `format` is one of FORMATS."""
+
+    format: str
+    class_names: tuple[str, ...]
+    listings: list[Listing]
+    problems: list[Problem]
+
+
+def make_listing(where, image_path, image_id, rows, numbers, *, in_pixels, difficult=None) -> Listing:
+    """rows: float64 [N, 5] corners and class; numbers: the place of each row in its entry, from 1."""
+    rows = np.asarray(rows, np.float64).reshape(-1, 5)
+    difficult = np.zeros(len(rows), bool) if difficult is None else np.asarray(difficult, bool)
+    labels, numbers = rows[:, 4].astype(np.int32), np.asarray(numbers, np.int64)
+    return Listing(where, str(image_path), image_id, rows[:, :4], labels, difficult, numbers, in_pixels)
+
+
+def box_problem(where, number, fault) -> Problem:
+    """fault: (kind of problem, text that follows the box's number)."""
+    kind, text = fault
+    return Problem(kind, where, f"box {number} {text}")
+
+
+def locate(where, name, candidates, root=None) -> tuple[Path | None, Problem | None]:
+    """The first of some paths that is a file; with `root`, only if it stays inside."""
+    path = next((path for path in candidates if os.path.isfile(path)), None)
+    if root and not is_inside(path or candidates[0], root):
+        return None, Problem("outside_root", where, f"image {name!r} lies outside {root}")
+    if path is None:
+        looked = " nor ".join(dict.fromkeys(str(candidate) for candidate in candidates[:2]))
+        return None, Problem("missing_image", where, f"there is no image file {looked}")
+    return path, None
+
+
+def is_inside(path, root) -> bool:
+    """Whether a path stays in a folder once links are followed."""
+    if "\0" in str(path):
+        return False
+    root = os.path.realpath(root)
+    return os.path.commonpath([root, os.path.realpath(path)]) == root
+
+
+def read_text(path) -> str:
+    """A UTF-8 text file, with or without byte order mark; line ends become newlines.
+
+    Raises:
+        AnnotationError: it is missing, or not text.
+    """
+    try:
+        data = Path(path).read_bytes()
+        text = data.decode("utf-8-sig")
+    except OSError as error:
+        raise AnnotationError(path, f"cannot be read ({error.strerror})", "check the path") from error
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise AnnotationError(f"{path}:{line}", "this is not UTF-8 text", "save the file as UTF-8") from error
+    if "\0" in text:
+        raise AnnotationError(path, "this is not a text file, it holds zero bytes", "name the right file")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_class_names(path) -> tuple[str, ...]:
+    """One class name a line; the first line is class 0.
+
+    Raises:
+        AnnotationError: no names, a name twice, or an empty line before the last name (it would shift the classes).
+    """
+    names = [line.strip() for line in read_text(path).rstrip().split("\n")]
+    for number, name in enumerate(names, 1):
+        if not name:
+            empty = "the file holds no class name" if names == [""] else "an empty line would shift all later classes"
+            raise AnnotationError(f"{path}:{number}", empty, "write one class name a line")
+        if name in names[: number - 1]:
+            raise AnnotationError(f"{path}:{number}", f"class {name!r} is there twice", "name each class once")
+    return tuple(names)
