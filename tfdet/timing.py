@@ -1,0 +1,69 @@
+"""How fast something yields: the one stopwatch of the training loop and of the benchmarks."""
+
+import resource
+import statistics
+import time
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Rates of repeated passes over the same work: images a second and CPU milliseconds an image, all threads."""
+
+    images_per_second: tuple[float, ...]
+    core_ms: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.images_per_second)
+
+    @property
+    def median_core_ms(self) -> float:
+        return statistics.median(self.core_ms)
+
+    def to_dict(self) -> dict:
+        return {
+            "images_per_second": round(self.median, 1),
+            "core_ms": round(self.median_core_ms, 3),
+            "images_per_second_min": round(min(self.images_per_second), 1),
+            "images_per_second_max": round(max(self.images_per_second), 1),
+        }
+
+
+def measure(iterator, steps: int, images_per_step: int) -> tuple[float, float]:
+    """Pulls `steps` elements and times just them.
+
+    Args:
+        iterator: yields elements of `images_per_step` images.
+    Returns:
+        images a second of wall time, and CPU milliseconds an image over all threads of the process.
+    """
+    wall, cpu = time.perf_counter(), time.process_time()
+    for _ in range(steps):
+        next(iterator)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    images = steps * images_per_step
+    return images / wall, 1e3 * cpu / images
+
+
+def compare(iterators: dict, steps: dict, images_per_step: dict, passes: int = 5, warmup: int = 1) -> dict:
+    """Measures several endless iterators in turn, A B C A B C ..., so that a drifting machine treats all alike.
+
+    Args:
+        iterators: endless iterators by name; steps, images_per_step: int by the same names.
+        passes: counted passes each; warmup: passes before them that do not count.
+    Returns:
+        Rate by name.
+    """
+    figures = {name: [] for name in iterators}
+    for number in range(warmup + passes):
+        for name, iterator in iterators.items():
+            pair = measure(iterator, steps[name], images_per_step[name])
+            if number >= warmup:
+                figures[name].append(pair)
+    return {name: Rate(*zip(*pairs)) for name, pairs in figures.items()}
+
+
+def peak_rss_mb() -> float:
+    """The largest memory this process has held, in megabytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
