@@ -159,10 +159,19 @@ class YoloConfig:
         _one_of("detector.box_loss", self.box_loss, BOX_LOSSES)
         _one_of("detector.compat", self.compat, ("none", "keras_yolo3"))
         h, w = self.image_size
-        _require(h % 32 == 0 and w % 32 == 0, f"detector.image_size is {h}x{w}; YOLOv3 needs multiples of 32")
+        fits = h > 0 and w > 0 and h % 32 == 0 and w % 32 == 0
+        _require(fits, f"detector.image_size is {h}x{w}; YOLOv3 needs multiples of 32")
+        _require(0 <= self.ignore_thresh <= 1, f"detector.ignore_thresh is {self.ignore_thresh}; it lies in [0, 1]")
+        _require(all(min(anchor) > 0 for anchor in self.anchors), "detector.anchors must have positive sides")
         _require(len(self.anchor_masks) == len(self.strides), "detector.anchor_masks and strides differ in length")
-        highest = max(max(mask) for mask in self.anchor_masks)
+        _require(self.anchor_masks and all(self.anchor_masks), "detector.anchor_masks needs an anchor at every level")
+        named = [k for mask in self.anchor_masks for k in mask]
+        highest = max(named)
         _require(highest < len(self.anchors), f"detector.anchor_masks names anchor {highest} of {len(self.anchors)}")
+        _require(min(named) >= 0, "detector.anchor_masks counts anchors from 0")
+        for stride in self.strides:
+            fits = stride > 0 and h % stride == 0 and w % stride == 0
+            _require(fits, f"detector.strides has {stride}, which does not divide the image size {h}x{w}")
 
 
 @dataclass(frozen=True)
@@ -218,10 +227,13 @@ class DataConfig:
 
     resize: str = "stretch"  # of whole images: validation, prediction
     shuffle: str = "global"
+    shuffle_buffer: int = 2048  # serialized records; sequential mode only
     num_parallel_calls: int = 0  # 0: tf.data decides
+    private_threads: int = 0  # 0: TensorFlow's shared pool
+    deterministic: bool = True  # False: batches may come in another order, for a little more speed
+    ram_budget_mb: int = 0  # a split that fits is held in memory, as serialized records
     prefetch: int = 2  # batches
     min_visible: float = 0.0  # boxes of which less than this share is left in the window are dropped
-    skip_bad_records: bool = False
     seed: int = 0
 
     def __post_init__(self):
