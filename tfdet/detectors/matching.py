@@ -1,0 +1,191 @@
+"""Which ground truth each prior learns: SSD's bipartite rule and the per-box rule of rykov8's BBoxUtility.
+
+Whole batches at once, static shapes, made for XLA: the overlaps [B, M, A] are never stored but fused into the
+maxima taken over them. A maximum is needed together with its place, and XLA's argmax is slow on a CPU; so the
+two travel in one int64, a "bid". The larger bid has the larger value or, for equal values, the earlier place.
+"""
+
+import tensorflow as tf
+
+from tfdet import boxes as box_ops
+from tfdet import schema
+
+# Sides outside of this range are degenerate: below, float32 corners are mostly rounding (a thousandth of a
+# pixel in an image of 1,000 pixels); above, areas and encodings leave the range of float32.
+MIN_SIDE, MAX_SIDE = 1e-6, 1e6
+
+_IGNORE_BID = 1e-37  # the value bid for an ignore box: more than nothing, less than any overlap with an object
+_BLOCK = 128  # priors that are searched together
+
+
+def is_matchable(boxes):
+    """boxes: float32 [..., 4] xyxy, relative -> bool [...]: `boxes.is_valid`, and float32 can work with its sides."""
+    size = boxes[..., 2:] - boxes[..., :2]
+    return box_ops.is_valid(boxes) & tf.reduce_all((size > MIN_SIDE) & (size < MAX_SIDE), -1)
+
+
+def count_degenerate(boxes, labels):
+    """How many boxes of each image are not padding and yet can never be matched.
+
+    Args:
+        boxes: float32 [B, M, 4] xyxy, relative.
+        labels: int32 [B, M]; -1 padding.
+    Returns:
+        int32 [B].
+    """
+    return tf.reduce_sum(tf.cast((labels != schema.BACKGROUND) & ~is_matchable(boxes), tf.int32), -1)
+
+
+def match(boxes, labels, priors, *, rule="bipartite", threshold=0.5):
+    """The ground truth of every prior.
+
+    "bipartite" (SSD paper, section 2.2; Caffe's multibox layer): objects and priors are first paired greedily,
+    the largest IoU of all first, so that every object keeps the prior it is paired with. Then each prior
+    without a pair takes the object it overlaps most, where IoU >= threshold.
+
+    "per_box" (rykov8's `BBoxUtility.assign_boxes`): an object takes the priors with IoU > threshold or, where
+    there is none, its single best one. Of two objects that take the same prior the one with the larger IoU
+    gets it; the other can be left without any.
+
+    Equal IoUs go to the first object, then to the first prior. In the end a prior that no object has and of
+    whose area at least the share `threshold` lies in an ignore box becomes that box's. The share of the prior,
+    not the IoU, because a crowd is one large box around many objects, and the small priors in it are not known
+    to be background (COCO's evaluation measures crowds in this way). It is never below the IoU, so the priors
+    that fit a single difficult object are ignored as well.
+
+    Args:
+        boxes: float32 [B, M, 4] xyxy, relative; those that are not `is_matchable` are left out.
+        labels: int32 [B, M] in [0, C); -1 padding, -2 ignore.
+        priors: float32 [A, 4] xyxy, relative. Not centres and sizes: corners made of those carry their own
+            rounding, which decides between the many priors that overlap a small object equally.
+        rule: one of config.MATCHING_RULES.
+        threshold: IoU in (0, 1].
+    Returns:
+        int32 [B, A]: the place in `boxes` of the box each prior belongs to, ignore boxes included; -1 for none.
+    """
+    usable = is_matchable(boxes) & (labels != schema.BACKGROUND)
+    boxes = tf.where(usable[..., None], boxes, 0.0)  # an empty box overlaps nothing
+    objects = tf.where((labels != schema.IGNORE)[..., None], boxes, 0.0)
+    bids = tf.reduce_max(_offers(boxes, labels == schema.IGNORE, priors, rule, threshold), 1)
+    # a small object has nearly the same IoU with many priors; old runs told them apart in float64
+    best, prior = _best_prior(objects, priors, tf.float64 if rule == "per_box" else tf.float32)
+    if rule == "per_box":
+        forced, _ = _reserve(tf.where(best <= threshold, best, 0.0), prior, priors)
+        bids = tf.maximum(bids, forced[:, :-1])
+    else:
+        pairs = _pair(objects, priors, *_reserve(best, prior, priors))
+        bids = tf.where(_value(pairs) > 0.0, pairs, bids)
+    return tf.where(_value(bids) > 0.0, _place(bids, tf.shape(boxes)[1]), -1)
+
+
+def _offers(boxes, ignore, priors, rule, threshold):
+    """What each box bids for each prior beyond the threshold: int64 [B, M, A]."""
+    overlap = _overlap(boxes, priors, ignore)
+    enough = overlap > threshold if rule == "per_box" else overlap >= threshold
+    value = tf.where(ignore[..., None], _IGNORE_BID, overlap)
+    return _bid(tf.where(enough, value, 0.0), tf.range(tf.shape(boxes)[1])[:, None], tf.shape(boxes)[1])
+
+
+# --- greedy pairs -------------------------------------------------------------------------------
+
+
+def _reserve(best, prior, priors):
+    """Lets every object bid for its best prior.
+
+    Args:
+        best, prior: float32 and int32 [B, M]; 0 bids for nothing.
+    Returns:
+        int64 [B, A + 1], the highest bid for each prior; the last column gathers those for nothing.
+        bool [B, M]: objects that were outbid.
+    """
+    nowhere, count = tf.shape(priors)[0], tf.shape(best)[1]
+    prior = tf.where(best > 0.0, prior, nowhere)
+    bid = _bid(best, tf.range(count), count)
+    image = tf.broadcast_to(tf.range(tf.shape(best)[0])[:, None], tf.shape(prior))
+    empty = tf.zeros((tf.shape(best)[0], nowhere + 1), tf.int64)
+    highest = tf.tensor_scatter_nd_max(empty, tf.stack([image, prior], -1), bid)
+    return highest, (best > 0.0) & (tf.gather(highest, prior, batch_dims=1) != bid)
+
+
+def _pair(objects, priors, highest, waiting):
+    """Pairs the objects that were outbid: each goes on to the best prior where its bid is the highest.
+
+    Whoever is outbid there waits in turn, as in Gale and Shapley's deferred acceptance. Objects and priors rank
+    each other by the same bids, so the outcome is the one of taking the largest of all overlaps first. One object
+    an image moves in a round; hardly any has to, for boxes seldom share their best prior.
+    """
+    places = tf.range(tf.shape(objects)[1])
+
+    def move_one(highest, waiting):
+        active, mover = _best(tf.cast(waiting, tf.float32))  # the first that waits
+        overlap = _overlap(tf.gather(objects, mover, batch_dims=1), priors)
+        outbids = _bid(overlap, mover[:, None], tf.size(places)) > highest[:, :-1]
+        best, prior = _best(tf.where(outbids & (active[:, None] > 0.0), overlap, 0.0))
+        prior = tf.where(best > 0.0, prior, tf.shape(priors)[0])
+        index = tf.stack([tf.range(tf.shape(prior)[0]), prior], -1)
+        outbid = tf.gather_nd(highest, index)
+        highest = tf.tensor_scatter_nd_update(highest, index, _bid(best, mover, tf.size(places)))
+        loser = tf.where(_value(outbid) > 0.0, _place(outbid, tf.size(places)), -1)
+        waiting = waiting & (places != mover[:, None]) | (places == loser[:, None])
+        return highest, waiting
+
+    return tf.while_loop(lambda _, waiting: tf.reduce_any(waiting), move_one, (highest, waiting))[0][:, :-1]
+
+
+def _best_prior(objects, priors, precision=tf.float32):
+    """The largest IoU of each object and the first prior it has it with: float32 and int32 [B, M].
+
+    First the best block of priors, by maxima that XLA turns into vector instructions, then the best in it.
+    """
+    objects = tf.cast(objects, precision)
+    blocks = -(-tf.shape(priors)[0] // _BLOCK)
+    padded = tf.pad(priors, [[0, blocks * _BLOCK - tf.shape(priors)[0]], [0, 0]])
+    padded = tf.reshape(padded, [blocks, _BLOCK, 4])
+    block = tf.argmax(tf.reduce_max(_overlap(objects[:, :, None], padded), -1), -1, tf.int32)
+    overlap = _overlap(objects, tf.gather(padded, block))
+    best = tf.cast(tf.reduce_max(overlap, -1), tf.float32)
+    return best, block * _BLOCK + tf.argmax(overlap, -1, tf.int32)
+
+
+# --- overlaps and bids --------------------------------------------------------------------------
+
+
+def _overlap(boxes, priors, ignore=None):
+    """IoU or, for ignore boxes, the share of the prior that they cover; coordinates apart, for vector instructions.
+
+    Args:
+        boxes: float32 or float64 [..., 4] xyxy; `ignore`: bool [...].
+        priors: float32 [..., A, 4] xyxy, broadcast against boxes[..., None, :].
+    Returns:
+        [..., A], the type of `boxes`.
+    """
+    left, top, right, bottom = tf.unstack(boxes[..., None, :], axis=-1)
+    prior_area = tf.cast(box_ops.area(priors), boxes.dtype)  # in float32 first, as in rykov8's float64 code
+    prior_left, prior_top, prior_right, prior_bottom = tf.unstack(tf.cast(priors, boxes.dtype), axis=-1)
+    width = tf.maximum(tf.minimum(right, prior_right) - tf.maximum(left, prior_left), 0.0)
+    height = tf.maximum(tf.minimum(bottom, prior_bottom) - tf.maximum(top, prior_top), 0.0)
+    shared = width * height
+    union = (right - left) * (bottom - top) + prior_area - shared
+    whole = union if ignore is None else tf.where(ignore[..., None], prior_area, union)
+    return shared / tf.maximum(whole, 1e-30)
+
+
+def _bid(value, place, count):
+    """float32 >= 0 and int32 in [0, count) -> int64."""
+    bits = tf.bitcast(value, tf.int32)  # of floats that are not negative, in their order
+    return tf.cast(bits, tf.int64) * 2**32 + tf.cast(count - 1 - place, tf.int64)
+
+
+def _value(bid):
+    return tf.bitcast(tf.cast(bid // 2**32, tf.int32), tf.float32)
+
+
+def _place(bid, count):
+    return count - 1 - tf.cast(bid % 2**32, tf.int32)
+
+
+def _best(values):
+    """The maximum along the last axis and its first place: float32 [..., N] >= 0 -> float32 [...], int32 [...]."""
+    count = tf.shape(values)[-1]
+    bid = tf.reduce_max(_bid(values, tf.range(count), count), -1)
+    return _value(bid), _place(bid, count)
