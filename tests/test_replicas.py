@@ -117,3 +117,29 @@ def test_float16_trains_on_replicas():
     _, reference = train(1, 1, replace(config, precision="float32"))
     np.testing.assert_allclose(metrics[0]["loss"], reference[0]["loss"], rtol=1e-2)
     assert metrics[-1]["loss"] < 0.8 * metrics[0]["loss"]
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_batches_padded_to_different_numbers_of_boxes_are_traced_once(replicas):
+    strategy, detector = strategy_of(replicas), Counting()
+    model = setup.build_model(detector, SGD, strategy)
+    more = lambda boxes: {schema.BOXES: tf.repeat(boxes, 5, 1), schema.LABELS: tf.fill([BATCH, 5], -1)}  # noqa: E731
+    batches = toy.dataset(BATCH, BATCH).concatenate(
+        toy.dataset(BATCH, BATCH).map(lambda batch: {**batch, **more(batch[schema.BOXES])})
+    )
+    data = step.distribute(batches, strategy, BATCH)
+    evaluate = step.make_eval_step(model, detector, data.element_spec)
+    losses = [float(evaluate(batch)["loss"]) for batch in data]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
+    assert detector.traces == replicas
+
+
+class Counting(toy.Toy):
+    """Counts how often its loss is traced, and insists on rows it can count."""
+
+    traces = 0
+
+    def loss(self, batch, predictions):
+        self.traces += 1
+        assert batch[schema.IMAGE].shape[0] is not None
+        return super().loss(batch, predictions)

@@ -24,7 +24,8 @@ class ProgressBar:
             TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
             console=self._console, disable=not self._console.is_terminal,
         )  # fmt: skip
-        self._task = self._bar.add_task("training", total=last, completed=first, figures="")
+        # the first step is traced and compiled before it runs
+        self._task = self._bar.add_task("preparing", total=last, completed=first, figures="")
 
     def __enter__(self):
         self._bar.start()
@@ -36,6 +37,9 @@ class ProgressBar:
     def update(self, step, epoch, logs):
         figures = f"loss {logs['loss']:.4f}, {logs['images_per_second']:.1f} images/s"
         self._bar.update(self._task, completed=step, description=f"epoch {epoch + 1}/{self._epochs}", figures=figures)
+
+    def validate(self, epoch):
+        self._bar.update(self._task, description=f"validating epoch {epoch + 1}/{self._epochs}")
 
     def end_epoch(self, epoch, logs):
         figures = ", ".join(f"{name} {value:.4g}" for name, value in logs.items())

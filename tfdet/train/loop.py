@@ -76,9 +76,7 @@ class _Loop:
     def __init__(self, model, detector, config, folder, validation, steps_per_epoch, log_every, checkpoint_every):
         self._model, self._train, self._folder, self._validation = model, config.train, folder, validation
         self._steps_per_epoch, self._log_every, self._checkpoint_every = steps_per_epoch, log_every, checkpoint_every
-        self._update = make_train_step(
-            model, detector, model.optimizer, weight_decay=schedules.l2(self._train), clip_norm=self._train.clip_norm
-        )
+        self._detector = detector
         self._first = self._step = folder.step
         self._meter = Meter()
         self._logs = {}
@@ -113,11 +111,18 @@ class _Loop:
         self._callbacks.on_train_end(self._logs)
 
     def _open(self, make_dataset):
-        return iter(distribute(make_dataset(self._step), self._model.distribute_strategy, self._train.batch_size))
+        """The data from this step on, and the update that fits it."""
+        data = distribute(make_dataset(self._step), self._model.distribute_strategy, self._train.batch_size)
+        self._update = make_train_step(
+            self._model, self._detector, self._model.optimizer, element_spec=data.element_spec,
+            weight_decay=schedules.l2(self._train), clip_norm=self._train.clip_norm,
+        )  # fmt: skip
+        return iter(data)
 
     def _run_epoch(self, epoch, data):
         self._callbacks.on_epoch_begin(epoch)
         losses = self._train_epoch(epoch, data)
+        self._bar.validate(epoch)
         # asked after the validation loss is known, which takes time too
         is_last = lambda: epoch + 1 == self._train.epochs or self._stopped()  # noqa: E731
         figures, score = self._validation.measure(epoch, is_last)

@@ -15,7 +15,7 @@ SUM = tf.distribute.ReduceOp.SUM
 IMAGES = "images"  # metric: images of the batch that were trained on, filled rows not counted
 
 
-def make_train_step(model, detector, optimizer, *, weight_decay=0.0, clip_norm=0.0):
+def make_train_step(model, detector, optimizer, *, weight_decay=0.0, clip_norm=0.0, element_spec=None):
     """A `tf.function` from a (distributed) batch to the metrics of the update it made.
 
     Args:
@@ -24,6 +24,8 @@ def make_train_step(model, detector, optimizer, *, weight_decay=0.0, clip_norm=0
         optimizer: a Keras 2 optimizer made under the same strategy.
         weight_decay: L2 factor d; adds d/2 * |w|^2 of every kernel to the objective. The reported losses leave it out.
         clip_norm: longest gradient in the 2-norm over all weights; 0 does not clip.
+        element_spec: of the data set that `distribute` gave. With it the step is traced once, though batches
+            differ in the number of boxes that they are padded to.
     Returns:
         function: batch -> dict of float32 scalars: the named losses and their sum "loss", "normalizer",
         "images" and, where gradients are clipped, "gradient_norm".
@@ -48,16 +50,16 @@ def make_train_step(model, detector, optimizer, *, weight_decay=0.0, clip_norm=0
         optimizer.apply_gradients(zip(gradients, variables), experimental_aggregate_gradients=False)
         return metrics
 
-    return _distributed(replica_step, model.distribute_strategy)
+    return _distributed(replica_step, model.distribute_strategy, element_spec)
 
 
-def make_eval_step(model, detector):
+def make_eval_step(model, detector, element_spec=None):
     """As `make_train_step`, without training: a `tf.function` from a batch to its metrics."""
 
     def replica_step(batch):
         return _all_reduce(_metrics(model, detector, batch, training=False))
 
-    return _distributed(replica_step, model.distribute_strategy)
+    return _distributed(replica_step, model.distribute_strategy, element_spec)
 
 
 def distribute(dataset, strategy, batch_size):
@@ -80,8 +82,8 @@ def distribute(dataset, strategy, batch_size):
     return strategy.experimental_distribute_dataset(dataset)
 
 
-def _distributed(replica_step, strategy):
-    @tf.function(reduce_retracing=True)
+def _distributed(replica_step, strategy, element_spec):
+    @tf.function(input_signature=element_spec and [element_spec], reduce_retracing=True)
     def step(batch):
         metrics = strategy.run(replica_step, args=(batch,))
         # all-reduced, so every replica has the same; take the first's

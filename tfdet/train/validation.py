@@ -11,8 +11,10 @@ class Validation:
 
     def __init__(self, model, detector, dataset, batch_size, evaluate, evaluate_every):
         self._model, self._evaluate, self._every = model, evaluate, evaluate_every
-        self._step = make_eval_step(model, detector)
-        self._data = None if dataset is None else distribute(dataset, model.distribute_strategy, batch_size)
+        self._data = None
+        if dataset is not None:
+            self._data = distribute(dataset, model.distribute_strategy, batch_size)
+            self._step = make_eval_step(model, detector, self._data.element_spec)
 
     def measure(self, epoch, is_last):
         """The figures of an epoch, and the score by which epochs are compared: higher is better, None: no verdict.
