@@ -142,8 +142,11 @@ def _run_in_processes(jobs, workers, progress, total) -> list[Shard]:
     context = multiprocessing.get_context("spawn")  # a fork would inherit the threads and locks of the caller
     done = context.Value("q", 0)
     with ProcessPoolExecutor(workers, context, _start_worker, (done,)) as pool:
+        futures = []
         try:
-            pending = futures = [pool.submit(_write_shard_in_worker, job) for job in jobs]
+            for job in jobs:
+                futures.append(pool.submit(_write_shard_in_worker, job))
+            pending = futures
             while pending:
                 finished, pending = wait(pending, timeout=0.1, return_when=FIRST_EXCEPTION)
                 progress(done.value, total)
@@ -154,7 +157,8 @@ def _run_in_processes(jobs, workers, progress, total) -> list[Shard]:
             advice = "it may have run out of memory: take fewer --workers"
             raise RecordError(Path(jobs[0].path).parent, "a worker process died", advice) from error
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            for future in futures:  # after an error or Ctrl-C nothing new is begun
+                future.cancel()
 
 
 _done = None  # in a worker: the number of images done by all workers

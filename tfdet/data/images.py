@@ -179,7 +179,7 @@ def _has_end(data) -> bool:
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
         at += 1 if data[at + 1] == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return data.find(b"\xff\xd9", at) >= 0
+    return data.rfind(b"\xff\xd9", at) >= 0
 
 
 # --- changing -----------------------------------------------------------------------------------

@@ -110,7 +110,7 @@ def _feature(values) -> bytes:
 
 def _field(number, payload) -> bytes:
     """A length-delimited field of the protocol buffer wire format."""
-    return b"".join((bytes((number << 3 | 2,)), _varint(len(payload)), payload))
+    return bytes((number << 3 | 2,)) + _varint(len(payload)) + payload
 
 
 def _varint(value) -> bytes:
