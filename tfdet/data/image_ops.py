@@ -147,10 +147,12 @@ def colour_operands(images, matrix, bias):
 def apply_colour(flat, coefficients, bias, shape):
     """The affine map of RGB of `colour_operands` -> float32 [*shape], shape = (B, H, W, 3); not clipped."""
     batch, height, width, _ = shape
-    result = bias[:, None]
-    for k in range(5):
-        shifted = tf.cast(flat[:, k : k + height * width * 3], tf.float32)
-        result = result + coefficients[:, k, None] * tf.reshape(shifted, [batch, height, width * 3])
+
+    def shifted(k):
+        pixels = tf.cast(flat[:, k : k + height * width * 3], tf.float32)
+        return coefficients[:, k, None] * tf.reshape(pixels, [batch, height, width * 3])
+
+    result = tf.add_n([shifted(k) for k in range(5)]) + bias[:, None]
     return tf.reshape(result, shape)
 
 

@@ -23,7 +23,7 @@ from tfdet.config import NO_AUGMENT, Config
 from tfdet.data import augment, image_ops, random
 from tfdet.data.records import RecordSet
 
-BUCKETS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)  # boxes an image are padded to the smallest that fits
+SMALLEST_BUCKET = 8
 _READ_BUFFER = 16384  # bytes; smaller than a record, so that little is read beyond it
 _FILES_AT_ONCE = 8  # sequential mode
 
@@ -31,6 +31,17 @@ _FILES_AT_ONCE = 8  # sequential mode
 def steps_per_epoch(record_set: RecordSet, batch_size: int) -> int:
     """Batches in one pass over the records; the last one is filled up, never dropped."""
     return math.ceil(record_set.num_images / batch_size)
+
+
+def buckets(max_boxes: int) -> list[int]:
+    """Counts of boxes an image that a batch can be padded to: 8, 16, 32, ... up to the first that holds `max_boxes`.
+
+    Every batch takes the smallest that fits it; XLA compiles one batch stage for each.
+    """
+    sizes = [SMALLEST_BUCKET]
+    while sizes[-1] < max_boxes:
+        sizes.append(2 * sizes[-1])
+    return sizes
 
 
 # --- the data sets ------------------------------------------------------------------------------
@@ -48,7 +59,7 @@ def train_dataset(
         Dicts with the keys of schema.py. Every batch has batch_size / n rows; rows that fill up the last batch of
         an epoch have an empty image_id, and only -2 as labels and targets.
     """
-    chain = _Chain(record_set.store, config, config.augment, encode, config.train.batch_size // shard[1])
+    chain = _Chain(record_set, config, config.augment, encode, config.train.batch_size // shard[1])
     if config.data.shuffle == "sequential":
         return chain.batches(_read_sequentially(record_set, config, start_step, shard))
     steps = tf.data.Dataset.range(start_step, tf.int64.max)
@@ -57,7 +68,7 @@ def train_dataset(
 
 def eval_dataset(record_set: RecordSet, config: Config, encode=None) -> tf.data.Dataset:
     """One pass in the order of the records, not augmented; keys and filling as `train_dataset`."""
-    chain = _Chain(record_set.store, config, NO_AUGMENT, encode, config.train.batch_size)
+    chain = _Chain(record_set, config, NO_AUGMENT, encode, config.train.batch_size)
     steps = tf.data.Dataset.range(steps_per_epoch(record_set, config.train.batch_size))
     return chain.batches(_read_in_order(steps, record_set, config, False, (0, 1)))
 
@@ -68,7 +79,7 @@ def image_dataset(images, config: Config) -> tf.data.Dataset:
     Args:
         images: iterable of (image_id, bytes of an upright JPEG), see images.read_image.
     """
-    chain = _Chain("jpeg", config, NO_AUGMENT, None, config.train.batch_size)
+    chain = _Chain(None, config, NO_AUGMENT, None, config.train.batch_size)
 
     def rows():
         count = 0
@@ -88,7 +99,7 @@ def image_dataset(images, config: Config) -> tf.data.Dataset:
 class _Chain:
     """The stages that all data sets share."""
 
-    store: str
+    record_set: RecordSet | None  # None: JPEGs without boxes
     config: Config
     augment: object
     encode: object
@@ -97,7 +108,9 @@ class _Chain:
     def batches(self, data):
         """Single rows with `serialized` -> batches."""
         # small work a batch at a time: an op costs microseconds, whatever it works on
-        data = data.batch(self.rows, drop_remainder=True).map(_parse, num_parallel_calls=self._parallel)
+        data = data.batch(self.rows, drop_remainder=True).map(
+            partial(_parse, chain=self), num_parallel_calls=self._parallel
+        )
         return self.examples_to_batches(data)
 
     def examples_to_batches(self, data):
@@ -117,6 +130,14 @@ class _Chain:
             return image_ops.MEAN_RGB
         letterbox = self.augment.geometry == "none" and self.config.data.resize == "letterbox"
         return image_ops.GRAY if letterbox or self.augment.geometry == "yolo_jitter" else None
+
+    @property
+    def store(self) -> str:
+        return self.record_set.store if self.record_set else "jpeg"
+
+    @property
+    def buckets(self) -> list[int]:
+        return buckets(self.record_set.max_boxes if self.record_set else 0)
 
     @property
     def flips(self) -> bool:
@@ -213,15 +234,14 @@ def _read_sequentially(record_set, config, start_step, shard):
 # --- the stages ---------------------------------------------------------------------------------
 
 
-def _parse(rows):
-    """A batch of serialized records -> examples: boxes dense, padded with zeros and -1 to one of BUCKETS."""
+def _parse(rows, chain):
+    """A batch of serialized records -> examples: boxes dense, padded with zeros and -1 to one of the buckets."""
     fields = tf.io.parse_example(rows.pop("serialized"), schema.record_features())
     corners = [fields[key] for key in (schema.XMIN, schema.YMIN, schema.XMAX, schema.YMAX)]
     label, difficult = fields[schema.CLASS_LABEL], fields[schema.DIFFICULT]
     labels = tf.where(difficult.values > 0, schema.IGNORE, tf.cast(label.values, tf.int32) - 1)  # 1-based on disk
-    bucket = tf.gather(
-        BUCKETS, tf.searchsorted(BUCKETS, tf.cast(tf.reduce_max(label.row_lengths()), tf.int32)[None])[0]
-    )
+    most = tf.cast(tf.reduce_max(label.row_lengths()), tf.int32)
+    bucket = tf.gather(chain.buckets, tf.searchsorted(chain.buckets, most[None])[0])
     boxes = corners[0].with_values(tf.stack([corner.values for corner in corners], -1))
     size = tf.stack([fields[schema.HEIGHT], fields[schema.WIDTH]], -1)
     return {
@@ -238,7 +258,7 @@ def _without_boxes(image_id, encoded, valid):
     """An image of no record as an example."""
     return {
         "index": tf.constant(0, tf.int64), "epoch": tf.constant(0, tf.int64), "valid": valid, "encoded": encoded,
-        schema.BOXES: tf.zeros([BUCKETS[0], 4]), schema.LABELS: tf.fill([BUCKETS[0]], schema.BACKGROUND),
+        schema.BOXES: tf.zeros([SMALLEST_BUCKET, 4]), schema.LABELS: tf.fill([SMALLEST_BUCKET], schema.BACKGROUND),
         schema.IMAGE_ID: image_id, schema.IMAGE_SIZE: tf.image.extract_jpeg_shape(encoded)[:2],
     }  # fmt: skip
 
@@ -279,7 +299,7 @@ def _decode(row, chain):
 
 def _stage(chain):
     """The batch stage: one XLA program for each bucket of boxes that turns up."""
-    compiled = tf.function(partial(_compute, chain=chain), jit_compile=True)
+    compiled = tf.function(lambda batch: _compute(batch, chain), jit_compile=True)
 
     def run(batch, bucket):
         boxes = tf.ensure_shape(batch[schema.BOXES], [chain.rows, bucket, 4])
@@ -292,8 +312,8 @@ def _stage(chain):
         batch["draws"] = augment.draw_colour(batch[schema.IMAGE], *keys, chain.augment, chain.config.data.seed)
         if not batch["draws"] and chain.encode is None:  # nothing to compute
             return {key: batch[key] for key in (schema.IMAGE, schema.BOXES, schema.LABELS)} | host
-        bucket = tf.searchsorted(BUCKETS, tf.shape(batch[schema.BOXES])[1:2])[0]
-        return {**tf.switch_case(bucket, [partial(run, batch, b) for b in BUCKETS]), **host}
+        bucket = tf.searchsorted(chain.buckets, tf.shape(batch[schema.BOXES])[1:2])[0]
+        return {**tf.switch_case(bucket, [partial(run, batch, size) for size in chain.buckets]), **host}
 
     return stage
 
