@@ -63,8 +63,8 @@ def assert_close(actual, expected, rtol, name):
 SGD = TrainConfig(optimizer="sgd", learning_rate=0.005)
 CASES = {
     "sgd": (SGD, None, (2, 4)),
-    "l2_and_clipping": (replace(SGD, learning_rate=0.02, weight_decay=0.01, clip_norm=2.0), None, (4,)),
-    "batch_norm_made_synchronised": (SGD, "sync", (4,)),
+    "l2_and_clipping": (replace(SGD, learning_rate=0.02, weight_decay=0.01, clip_norm=2.0), None, (2,)),
+    "batch_norm_made_synchronised": (SGD, "sync", (2,)),
     "batch_norm_synchronised_later": (replace(SGD, sync_batch_norm=True), "plain", (2, 4)),
 }
 

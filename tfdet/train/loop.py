@@ -12,7 +12,7 @@ from tfdet.compat import keras
 from tfdet.train import checkpoints, schedules
 from tfdet.train.callbacks import History, ProgressBar, TensorBoardLog
 from tfdet.train.meters import EpochMean, Meter
-from tfdet.train.step import distribute, make_train_step
+from tfdet.train.step import distribute, make_train_step, require_even_split
 from tfdet.train.validation import Validation
 
 
@@ -55,6 +55,7 @@ def fit(
     checkpoints.require_new_or_resume(run, resume)
     if steps_per_epoch < 1:
         raise configs.ConfigError(f"{steps_per_epoch} steps an epoch leave nothing to train")
+    require_even_split(config.train.batch_size, model.distribute_strategy)
     total_steps = config.train.epochs * steps_per_epoch
     with model.distribute_strategy.scope():
         optimizer = optimizer or schedules.build_optimizer(config.train, total_steps, model)
@@ -143,7 +144,7 @@ class _Loop:
             self._one_step(self._step - epoch * self._steps_per_epoch, data)
             if self._step % self._log_every == 0 or self._step == self._first + 1:
                 self._look(mean, epoch)
-            if self._checkpoint_every and self._step % self._checkpoint_every == 0:
+            if self._checkpoint_every and self._step % self._checkpoint_every == 0 and self._step < end:
                 self._look(mean, epoch)
                 self._save()
         self._look(mean, epoch)

@@ -72,14 +72,19 @@ def distribute(dataset, strategy, batch_size):
     Raises:
         ConfigError: `batch_size` cannot be split evenly.
     """
+    require_even_split(batch_size, strategy)
+    dataset = dataset.map(lambda batch: _fill(_without_strings(batch), batch_size))
+    return strategy.experimental_distribute_dataset(dataset)
+
+
+def require_even_split(batch_size, strategy):
+    """Raises ConfigError where the replicas cannot get equally many rows of a global batch."""
     replicas = strategy.num_replicas_in_sync
     if batch_size % replicas:
         raise ConfigError(
             f"train.batch_size is {batch_size}, which {replicas} replicas cannot share evenly; "
             f"take {max(batch_size // replicas, 1) * replicas}"
         )
-    dataset = dataset.map(lambda batch: _fill(_without_strings(batch), batch_size))
-    return strategy.experimental_distribute_dataset(dataset)
 
 
 def _distributed(replica_step, strategy, element_spec):

@@ -1,0 +1,212 @@
+"""Trains a detector on a folder of TFRecords."""
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported
+
+import tensorflow as tf
+
+from tfdet import configs, detectors
+from tfdet.config import ConfigError, from_json, override
+from tfdet.data import pipeline
+from tfdet.data.errors import DataError, RecordError
+from tfdet.data.records import open_split
+from tfdet.evaluate import evaluate
+from tfdet.models.weights import WeightsError, load_by_name
+from tfdet.train import checkpoints, devices, loop, setup
+
+DEFAULT_PRESET = "ssd300_mobilenetv2"
+
+EPILOG = """
+examples:
+  # SSD300 on MobileNetV2 on whatever this machine has: all GPUs, or the CPU
+  python tools/train.py --data tfrecords/mine --run runs/mine
+  # YOLOv3 on four GPUs, 64 images a step over all of them
+  python tools/train.py --data tfrecords/mine --preset yolov3_416 --gpus 4 --batch-size 64
+  # go on where a run stopped; the same command starts it where nothing is there yet
+  python tools/train.py --data tfrecords/mine --run runs/mine --resume
+  # any field of the config, as often as needed
+  python tools/train.py --data tfrecords/mine --set train.optimizer=sgd --set augment.vertical_flip=0
+
+The run folder gets config.json, weights.h5 (the last), best.h5 (the best on the val split), checkpoints/,
+history.csv and logs/ for TensorBoard. A mistake in the input ends with exit code 2 and one line that says what
+to do. The last line on standard output is one JSON object.
+"""
+
+
+def parse_arguments(arguments=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="what tools/make_tfrecords.py wrote")
+    parser.add_argument("--preset", choices=configs.PRESETS, help=f"detector and settings (default: {DEFAULT_PRESET})")
+    parser.add_argument("--run", type=Path, metavar="DIR", help="folder for the results (default: runs/PRESET)")
+
+    group = parser.add_argument_group("devices")
+    chosen = group.add_mutually_exclusive_group()
+    chosen.add_argument(
+        "--gpus", type=int, metavar="N", help="train on the first N GPUs, 0: on the CPU (default: all there are)"
+    )
+    chosen.add_argument(
+        "--replicas", type=int, default=0, metavar="N", help="no GPUs, but N logical CPU devices: to try what N do"
+    )
+
+    group = parser.add_argument_group("training (defaults: those of the preset)")
+    group.add_argument("--epochs", type=int, metavar="N", help="passes over the training images, in all")
+    group.add_argument("--steps-per-epoch", type=int, metavar="N", help="end an epoch after N steps")
+    group.add_argument("--max-minutes", type=float, metavar="M", help="end in order after M minutes, whatever is left")
+    group.add_argument("--batch-size", type=int, metavar="N", help="images a step, over all devices")
+    group.add_argument("--learning-rate", type=float, metavar="R")
+    group.add_argument("--precision", choices=("float32", "mixed_float16", "mixed_bfloat16"))
+    group.add_argument("--seed", type=int, help="of the first weights, the order of the images and their changes")
+    group.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="any field of the config"
+    )
+    group.add_argument("--weights", type=Path, metavar="FILE", help="Keras .h5 to start from, layers taken by name")
+    group.add_argument("--deterministic", action="store_true", help="the same bits in every run; slower on GPUs")
+
+    group = parser.add_argument_group("the run")
+    group.add_argument(
+        "--resume", action="store_true", help="go on from the newest checkpoint in --run, if there is one"
+    )
+    group.add_argument("--checkpoint-every", type=int, default=0, metavar="N", help="steps; also after every epoch")
+    group.add_argument(
+        "--eval-every", type=int, default=1, metavar="N",
+        help="epochs between mAP on the val split, 0: at the end only (default: %(default)s)",
+    )  # fmt: skip
+    return parser.parse_args(arguments)
+
+
+def make_config(options, class_names):
+    """The preset, or the config of the run that is resumed, with the flags on top.
+
+    Raises:
+        ConfigError: a value that cannot be, or a run that was trained for other classes.
+    """
+    stored = options.run / "config.json"
+    resuming = options.resume and stored.exists()
+    config = read_config(stored) if resuming else configs.load(options.preset)
+    if resuming and config.class_names != class_names:
+        was, now = ", ".join(config.class_names), ", ".join(class_names)
+        raise ConfigError(f"{options.run} was trained for the classes {was}; {options.data} has {now}")
+    names = ("epochs", "steps_per_epoch", "max_minutes", "batch_size", "learning_rate", "precision", "seed")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    config = replace(config, class_names=class_names, train=replace(config.train, **given))
+    if options.seed is not None:
+        config = replace(config, data=replace(config.data, seed=options.seed))
+    for assignment in options.set:
+        config = override(config, assignment)
+    return config
+
+
+def read_config(path):
+    try:
+        return from_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # not JSON, or not a config
+        raise ConfigError(f"{path}: {error}; choose another --run, or repair the file") from error
+
+
+def open_val(directory):
+    """The val split, or None where the data set has none."""
+    manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
+    return open_split(directory, "val") if "val" in manifest["splits"] else None
+
+
+def make_model(detector, config, strategy, weights, restored):
+    """The model on its devices, with the weights of a file, which a checkpoint would overwrite."""
+    model = setup.new_model(detector, config.train, strategy)
+    if weights and not restored:
+        print(f"{weights}: {load_by_name(model, weights)}", flush=True)
+    setup.freeze(model, config.train.frozen)
+    return model
+
+
+def describe(options, config, records, val, strategy, model):
+    """What was found, before anything takes time."""
+    counts = f"{records.num_images} training images with {records.num_boxes} boxes"
+    counts += f", {val.num_images} validation images" if val else ", no validation split"
+    count = lambda variables: sum(tf.size(v).numpy() for v in variables)  # noqa: E731
+    parameters = f"{count(model.weights):,} parameters, {count(model.trainable_variables):,} of them trainable"
+    kind, (height, width) = config.detector.kind, config.detector.image_size
+    print(f"devices: {devices.describe(strategy)}; this machine has {devices.describe_gpus()}")
+    print(f"data:    {options.data}: {counts}; {len(config.class_names)} classes: {', '.join(config.class_names)}")
+    print(f"model:   {kind} on {config.detector.backbone}, {height}x{width} pixels, {parameters}")
+    print(f"run:     {options.run}", flush=True)
+
+
+def train(options) -> dict:
+    """The whole job; returns what the last line of output says."""
+    strategy = devices.choose_strategy(options.gpus, options.replicas)
+    if options.deterministic:
+        setup.enable_determinism()
+    checkpoints.require_new_or_resume(options.run, options.resume)
+    restored = checkpoints.latest_step(options.run) is not None
+    records, val = open_split(options.data, "train"), open_val(options.data)
+    config = make_config(options, records.class_names)
+    detector = detectors.build(config.detector, config.num_classes)
+    model = make_model(detector, config, strategy, options.weights, restored)
+    describe(options, config, records, val, strategy, model)
+    measure = {}
+    if val:
+        batches = pipeline.eval_dataset(val, config, detector.encode)
+        measure["validation"] = batches
+        measure["evaluate"] = lambda model: evaluate(model, detector, batches, config, config.class_names)
+    with faults_named(records, val):
+        summary = loop.fit(
+            model, detector, partial(pipeline.train_dataset, records, config, detector.encode), config, options.run,
+            steps_per_epoch=config.train.steps_per_epoch or pipeline.steps_per_epoch(records, config.train.batch_size),
+            evaluate_every=options.eval_every, resume=options.resume, checkpoint_every=options.checkpoint_every,
+            **measure,
+        )  # fmt: skip
+    return {**summary, "run": str(options.run)}
+
+
+@contextlib.contextmanager
+def faults_named(*record_sets):
+    """Says what TensorFlow's errors mean to the user: too little memory, or the records that cannot be read."""
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError as error:
+        raise ConfigError("the device has too little memory for this: try a smaller --batch-size") from error
+    except (tf.errors.InvalidArgumentError, tf.errors.DataLossError, tf.errors.NotFoundError) as error:
+        faults = [text for records in record_sets if records for _, text in pipeline.find_faults(records)]
+        if not faults:
+            raise
+        listed = "; ".join(faults[:5]) + ("; ..." if len(faults) > 5 else "")
+        advice = "repair the images and convert the data set again with tools/make_tfrecords.py"
+        raise RecordError(f"{len(faults)} records", listed, advice) from error
+
+
+def strict(summary) -> dict:
+    """The summary as JSON allows it: what is not finite becomes null."""
+    return {key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in summary.items()}  # fmt: skip
+
+
+def main(arguments=None) -> int:
+    options = parse_arguments(arguments)
+    options.preset = options.preset or DEFAULT_PRESET
+    options.run = options.run or Path("runs") / options.preset
+    try:
+        summary = train(options)
+    except (ConfigError, DataError, WeightsError, loop.TrainingError, OSError) as error:
+        print(f"train: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"train: interrupted; --run {options.run} --resume goes on from here", file=sys.stderr)
+        return 130
+    print(json.dumps(strict(summary)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
