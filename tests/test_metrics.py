@@ -1,0 +1,231 @@
+"""Average precision against slow twins, pycocotools and hand-computed cases."""
+
+import contextlib
+import io
+import time
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from tfdet import metrics
+
+COCO_KEYS = (
+    "ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large",
+    "ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large",
+)  # fmt: skip
+
+
+def truth_of(rows):
+    """(image, label, box, ignore) rows -> GroundTruth."""
+    image, label, boxes, ignore = zip(*rows) if rows else ((), (), np.zeros((0, 4)), ())
+    return metrics.GroundTruth(
+        np.array(image, int), np.array(label, int), np.array(boxes, float), np.array(ignore, bool)
+    )
+
+
+def detections_of(rows):
+    """(image, label, box, score) rows -> Detections."""
+    image, label, boxes, scores = zip(*rows) if rows else ((), (), np.zeros((0, 4)), ())
+    return metrics.Detections(
+        np.array(image, int), np.array(label, int), np.array(boxes, float), np.array(scores, float)
+    )
+
+
+def random_case(rng, images=12, classes=3, boxes=40, found=120, crowded=0.1):
+    """Detections near the boxes and elsewhere; integer corners and few different scores, so that much ties."""
+    low = rng.integers(0, 150, (boxes, 2))
+    corners = np.concatenate([low, low + rng.integers(5, 130, (boxes, 2))], 1).astype(float)
+    image, label = rng.integers(0, images, boxes), rng.integers(0, classes, boxes)
+    truth = metrics.GroundTruth(image, label, corners, rng.random(boxes) < crowded)
+    source = rng.integers(0, boxes, found)
+    shift = np.tile(rng.integers(-6, 7, (found, 2)), 2) + rng.integers(-3, 4, (found, 4))
+    moved = rng.random(found) < 0.2
+    return truth, metrics.Detections(
+        np.where(moved, rng.integers(0, images, found), image[source]),
+        np.where(moved, rng.integers(0, classes, found), label[source]),
+        corners[source] + shift,
+        rng.integers(0, 12, found) / 12,
+    )
+
+
+# --- COCO ---------------------------------------------------------------------------------------
+
+
+def pycocotools(truth, detections, classes):
+    """The twelve figures and AP per class as pycocotools gives them."""
+    size = truth.boxes[:, 2:] - truth.boxes[:, :2]
+    annotations = [
+        {
+            "id": i + 1,
+            "image_id": int(truth.image[i]),
+            "category_id": int(truth.label[i]),
+            "bbox": [*truth.boxes[i, :2].tolist(), *size[i].tolist()],
+            "area": float(size[i].prod()),
+            "iscrowd": int(truth.ignore[i]),
+        }
+        for i in range(len(truth.image))
+    ]
+    d = detections
+    rows = np.column_stack([d.image, d.boxes[:, :2], d.boxes[:, 2:] - d.boxes[:, :2], d.scores, d.label])
+    with contextlib.redirect_stdout(io.StringIO()):
+        images = np.union1d(truth.image, d.image).tolist()
+        coco = COCO()
+        coco.dataset = {
+            "info": {},
+            "images": [{"id": i} for i in images],
+            "categories": [{"id": c} for c in range(classes)],
+            "annotations": annotations,
+        }
+        coco.createIndex()
+        run = COCOeval(coco, coco.loadRes(rows), "bbox")
+        run.evaluate()
+        run.accumulate()
+        run.summarize()
+    precision = run.eval["precision"][:, :, :, 0, -1]
+    per_class = [p[p > -1].mean() if (p > -1).any() else np.nan for p in precision.transpose(2, 0, 1)]
+    return np.where(run.stats == -1, np.nan, run.stats), per_class
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_coco_equals_pycocotools(seed):
+    rng = np.random.default_rng(seed)
+    truth, detections = random_case(rng, boxes=40 + 20 * seed, found=100 + 50 * seed, crowded=0.15)
+    stats, per_class = pycocotools(truth, detections, 4)
+    ours = metrics.coco_ap(truth, detections, 4)
+    np.testing.assert_allclose([ours[key] for key in COCO_KEYS], stats, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(ours["per_class"], per_class, rtol=0, atol=1e-12)
+
+
+def test_coco_counts_the_best_hundred_of_an_image_and_class():
+    rng = np.random.default_rng(9)
+    truth, detections = random_case(rng, images=2, classes=1, boxes=10, found=500)
+    stats, _ = pycocotools(truth, detections, 1)
+    ours = metrics.coco_ap(truth, detections, 1)
+    np.testing.assert_allclose([ours[key] for key in COCO_KEYS], stats, rtol=0, atol=1e-12)
+
+
+def test_coco_of_nothing():
+    empty = metrics.coco_ap(truth_of([]), detections_of([]), 2)
+    assert all(np.isnan(empty[key]) for key in COCO_KEYS)
+    missed = metrics.coco_ap(truth_of([(0, 1, [0, 0, 50, 50], False)]), detections_of([]), 2)
+    assert missed["ap"] == 0
+    assert missed["ar100"] == 0
+    assert np.isnan(missed["per_class"][0])
+
+
+# --- VOC ----------------------------------------------------------------------------------------
+
+
+def slow_voc(truth, detections, label, method):
+    """VOC's procedure for one class, box by box."""
+    counted = sum(1 for c, ignore in zip(truth.label, truth.ignore) if c == label and not ignore)
+    if not counted:
+        return np.nan
+    taken, tp, fp, points = set(), 0, 0, []
+    for d in np.argsort(-detections.scores, kind="stable"):
+        if detections.label[d] != label:
+            continue
+        best, best_iou = None, -1.0
+        for t in range(len(truth.label)):
+            if truth.label[t] == label and truth.image[t] == detections.image[d]:
+                a, b = detections.boxes[d], truth.boxes[t]
+                w, h = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+                shared = max(w, 0) * max(h, 0)
+                iou = shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
+                if iou > best_iou:
+                    best, best_iou = t, iou
+        if best_iou < 0.5:
+            fp += 1
+        elif not truth.ignore[best]:
+            tp, fp = (tp, fp + 1) if best in taken else (tp + 1, fp)
+            taken.add(best)
+        points.append((tp / counted, tp / (tp + fp) if tp + fp else 0.0))
+    if method == "11point":
+        return sum(max([p for r, p in points if r >= k], default=0) for k in np.arange(0, 1.1, 0.1)) / 11
+    area, reached = 0.0, 0.0
+    for i, (recall, _) in enumerate(points):
+        area += (recall - reached) * max(p for _, p in points[i:])
+        reached = recall
+    return area
+
+
+@pytest.mark.parametrize("method", ["area", "11point"])
+@pytest.mark.parametrize("seed", range(4))
+def test_voc_equals_its_twin(seed, method):
+    truth, detections = random_case(np.random.default_rng(seed))
+    ours = metrics.voc_ap(truth, detections, 4, method=method)
+    twin = [slow_voc(truth, detections, label, method) for label in range(4)]
+    np.testing.assert_allclose(ours, twin, rtol=0, atol=1e-12)
+
+
+BOX, FAR = [10, 10, 50, 50], [60, 60, 90, 90]
+
+
+def test_voc_by_hand():
+    """Two boxes; found by the first and third of three detections: precision 1, 1/2, 2/3 at recall 1/2, 1/2, 1.
+
+    Area under the envelope: 1/2 * 1 + 1/2 * 2/3 = 5/6. Eleven points: 6 of them at 1, 5 at 2/3: (6 + 10/3) / 11.
+    """
+    truth = truth_of([(0, 0, BOX, False), (1, 0, FAR, False)])
+    found = detections_of([(0, 0, BOX, 0.9), (0, 0, FAR, 0.8), (1, 0, FAR, 0.7)])
+    assert metrics.voc_ap(truth, found, 1)[0] == pytest.approx(5 / 6)
+    assert metrics.voc_ap(truth, found, 1, method="11point")[0] == pytest.approx((6 + 10 / 3) / 11)
+
+
+def test_a_second_detection_of_one_box_is_a_mistake():
+    truth = truth_of([(0, 0, BOX, False), (0, 0, FAR, False)])
+    found = detections_of([(0, 0, BOX, 0.9), (0, 0, BOX, 0.8), (0, 0, FAR, 0.7)])
+    assert metrics.voc_ap(truth, found, 1)[0] == pytest.approx(5 / 6)
+
+
+def test_an_ignored_box_is_neither_missed_nor_mistaken():
+    truth = truth_of([(0, 0, BOX, True), (0, 0, FAR, False)])
+    found = detections_of([(0, 0, BOX, 0.9), (0, 0, BOX, 0.8), (0, 0, FAR, 0.7)])
+    assert metrics.voc_ap(truth, found, 1)[0] == 1.0
+    assert metrics.voc_ap(truth, detections_of([(0, 0, FAR, 0.7)]), 1)[0] == 1.0
+
+
+def test_an_iou_at_the_threshold():
+    truth = truth_of([(0, 0, [0, 0, 10, 10], False)])
+    half = detections_of([(0, 0, [0, 0, 10, 5], 0.9)])
+    assert metrics.voc_ap(truth, half, 1)[0] == 1.0
+    assert metrics.voc_ap(truth, half, 1, inclusive=False)[0] == 0.0
+    # with pixels that belong to the box: 11 * 6 / (11 * 11) = 0.545
+    assert metrics.voc_ap(truth, half, 1, inclusive=False, plus_one=True)[0] == 1.0
+
+
+def test_a_class_without_boxes_has_no_ap_and_is_left_out_of_the_mean():
+    truth = truth_of([(0, 0, BOX, False), (0, 2, FAR, True)])
+    found = detections_of([(0, 0, BOX, 0.9), (0, 1, FAR, 0.8)])
+    ap = metrics.voc_ap(truth, found, 3)
+    assert ap[0] == 1.0
+    assert np.isnan(ap[1:]).all()
+    assert metrics.mean_ap(ap) == 1.0
+
+
+def test_nothing_at_all():
+    ap = metrics.voc_ap(truth_of([]), detections_of([]), 2)
+    assert np.isnan(ap).all()
+    assert np.isnan(metrics.mean_ap(ap))
+
+
+def test_the_order_of_images_does_not_matter(rng):
+    truth, found = random_case(rng)
+    found = metrics.Detections(found.image, found.label, found.boxes, rng.permutation(len(found.scores)) / 1e3)
+    t, d = rng.permutation(len(truth.image)), rng.permutation(len(found.image))
+    mixed_truth = metrics.GroundTruth(truth.image[t], truth.label[t], truth.boxes[t], truth.ignore[t])
+    mixed = metrics.Detections(found.image[d], found.label[d], found.boxes[d], found.scores[d])
+    np.testing.assert_array_equal(metrics.voc_ap(truth, found, 3), metrics.voc_ap(mixed_truth, mixed, 3))
+    assert metrics.coco_ap(truth, found, 3)["ap"] == metrics.coco_ap(mixed_truth, mixed, 3)["ap"]
+
+
+def test_5000_images_with_100_detections_each_take_seconds():
+    rng = np.random.default_rng(0)
+    truth, found = random_case(rng, images=5000, classes=20, boxes=35_000, found=500_000)
+    start = time.process_time()
+    for method in ("area", "11point"):
+        metrics.voc_ap(truth, found, 20, method=method)
+    metrics.coco_ap(truth, found, 20)
+    assert time.process_time() - start < 15
