@@ -5,7 +5,7 @@ import io
 
 import tensorflow as tf
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
 class ProgressBar:
@@ -21,7 +21,7 @@ class ProgressBar:
         self._console = Console(stderr=True, quiet=not visible, soft_wrap=True, highlight=False)
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+            TextColumn("left"), TimeRemainingColumn(compact=True),
             console=self._console, disable=not self._console.is_terminal,
         )  # fmt: skip
         # the first step is traced and compiled before it runs
@@ -39,7 +39,7 @@ class ProgressBar:
         self._bar.update(self._task, completed=step, description=f"epoch {epoch + 1}/{self._epochs}", figures=figures)
 
     def validate(self, epoch):
-        self._bar.update(self._task, description=f"validating epoch {epoch + 1}/{self._epochs}")
+        self._bar.update(self._task, description=f"check {epoch + 1}/{self._epochs}")
 
     def end_epoch(self, epoch, logs):
         figures = ", ".join(f"{name} {value:.4g}" for name, value in logs.items())

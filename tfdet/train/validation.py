@@ -1,5 +1,7 @@
 """What is measured at the end of an epoch: the validation loss, and whatever the caller evaluates."""
 
+import numpy as np
+
 from tfdet.train.meters import EpochMean, to_floats
 from tfdet.train.step import distribute, make_eval_step
 
@@ -26,7 +28,7 @@ class Validation:
             return losses, -losses["val_loss"] if losses else None
         if not ((self._every and (epoch + 1) % self._every == 0) or is_last()):
             return losses, None
-        measured = {name: float(value) for name, value in self._evaluate(self._model).items() if _is_number(value)}
+        measured = {name: float(value) for name, value in self._evaluate(self._model).items() if _is_figure(value)}
         return losses | measured, measured.get(SCORE)
 
     def _losses(self):
@@ -37,5 +39,6 @@ class Validation:
         return mean.result()
 
 
-def _is_number(value):
-    return isinstance(value, (int, float)) or getattr(value, "shape", None) == ()
+def _is_figure(value):
+    """Whether it can be drawn as a curve; counts and lists cannot."""
+    return isinstance(value, float | np.floating)
