@@ -40,7 +40,8 @@ def match(boxes, labels, priors, *, rule="bipartite", threshold=0.5):
     """The ground truth of every prior.
 
     "bipartite" (SSD paper, section 2.2; Caffe's multibox layer): objects and priors are first paired greedily,
-    the largest IoU of all first, so that every object keeps the prior it is paired with. Then each prior
+    the largest IoU of all first, so that every object keeps the prior it is paired with (one that overlaps no free
+    prior goes without; with the layouts of config.py that takes dozens of boxes in one place). Then each prior
     without a pair takes the object it overlaps most, where IoU >= threshold.
 
     "per_box" (rykov8's `BBoxUtility.assign_boxes`): an object takes the priors with IoU > threshold or, where
