@@ -178,7 +178,9 @@ def test_every_geometry_keeps_boxes_inside_and_upright(draws, rng, geometry, num
         *_, window = image_ops.place(window, sizes, (300, 200))
         return augment.boxes_in_window(boxes, labels, window, (300, 200), by_centre=False)
 
-    new_boxes, new_labels = (x.numpy() for x in in_map(run, draws(16, augment.NUM_WINDOW_DRAWS), sizes, boxes, labels))
+    new_boxes, new_labels = (
+        x.numpy() for x in in_map(run, draws(16, augment.NUM_WINDOW_DRAWS[geometry]), sizes, boxes, labels)
+    )
     assert new_boxes.min() >= 0
     assert new_boxes.max() <= 1
     kept = new_labels >= 0

@@ -115,17 +115,17 @@ def letterbox_window(image_size, input_size):
     Returns:
         float32 [..., 4] xyxy, relative to the image, reaching beyond it where there is padding.
     """
-    target = tf.constant(input_size, tf.int32)
+    target, target_wh = tf.constant(input_size, tf.int32), tf.constant(input_size[::-1], tf.int32)
     h, w = tf.cast(image_size[..., 0], tf.int32), tf.cast(image_size[..., 1], tf.int32)
     # floor(side * min(W/w, H/h)) in integers: no rounding decides about a pixel
     tall = h * target[1] > w * target[0]
     new_h = tf.where(tall, target[0], h * target[1] // w)
     new_w = tf.where(tall, w * target[0] // h, target[1])
     shown = tf.maximum(tf.stack([new_w, new_h], -1), 1)
-    start = (target[::-1] - shown) // 2
+    start = (target_wh - shown) // 2
     shown, start = tf.cast(shown, tf.float32), tf.cast(start, tf.float32)
     low = -start / shown
-    return tf.concat([low, low + tf.cast(target[::-1], tf.float32) / shown], -1)
+    return tf.concat([low, low + tf.cast(target_wh, tf.float32) / shown], -1)
 
 
 # --- box encoding -------------------------------------------------------------------------------

@@ -46,19 +46,25 @@ def measure(iterator, steps: int, images_per_step: int) -> tuple[float, float]:
     return images / wall, 1e3 * cpu / images
 
 
-def compare(iterators: dict, steps: dict, images_per_step: dict, passes: int = 5, warmup: int = 1) -> dict:
-    """Measures several endless iterators in turn, A B C A B C ..., so that a drifting machine treats all alike.
+def compare(work: dict, passes: int = 5, warmup: int = 1) -> dict:
+    """Measures several sources in turn, A B C A B C ..., so that a drifting machine treats all alike.
+
+    Every pass takes a fresh iterator and pulls one element before the clock starts, so that neither set-up counts
+    nor work that another pass left in a buffer.
 
     Args:
-        iterators: endless iterators by name; steps, images_per_step: int by the same names.
+        work: name -> (iterable that does not end, images a pass, images an element holds).
         passes: counted passes each; warmup: passes before them that do not count.
     Returns:
         Rate by name.
     """
-    figures = {name: [] for name in iterators}
+    figures = {name: [] for name in work}
     for number in range(warmup + passes):
-        for name, iterator in iterators.items():
-            pair = measure(iterator, steps[name], images_per_step[name])
+        for name, (source, images, images_per_step) in work.items():
+            iterator = iter(source)
+            next(iterator)
+            pair = measure(iterator, max(1, images // images_per_step), images_per_step)
+            del iterator  # its threads end here, not in another's pass
             if number >= warmup:
                 figures[name].append(pair)
     return {name: Rate(*zip(*pairs)) for name, pairs in figures.items()}

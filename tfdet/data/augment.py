@@ -17,7 +17,8 @@ SSD_TRIES = 50
 _SSD_SCALE = (0.3, 1.0)
 _SSD_ASPECT = (0.5, 2.0)
 
-NUM_WINDOW_DRAWS = 4 + 1 + 4 * SSD_TRIES
+# draws that choose_window takes: four for `expand`, then those of the geometry
+NUM_WINDOW_DRAWS = {"none": 4, "random_size_crop": 4 + 6, "ssd_crop": 4 + 1 + 4 * SSD_TRIES, "yolo_jitter": 4 + 5}
 
 
 def _between(u, limits):
@@ -38,7 +39,7 @@ def choose_window(u, image_size, boxes, labels, config: AugmentConfig, output_si
     """The window of every image of a batch that training sees.
 
     Args:
-        u: float32 [B, NUM_WINDOW_DRAWS] draws; image_size: int32 [B, 2] height, width.
+        u: float32 [B, NUM_WINDOW_DRAWS[geometry]] draws; image_size: int32 [B, 2] height, width.
         boxes: float32 [B, M, 4] xyxy relative; labels: int32 [B, M].
         output_size: (height, width) of the network input.
     Returns:
@@ -73,11 +74,11 @@ def random_size_crop(u, image_size, config: AugmentConfig):
 
     u: float32 [B, >= 6]: area, aspect, swap, x, y, whether to crop at all.
     """
-    size = tf.cast(image_size[:, ::-1], tf.float32)  # w, h
+    size = tf.cast(tf.reverse(image_size, [1]), tf.float32)  # w, h
     area = size[:, 0] * size[:, 1] * _between(u[:, 0], config.crop_area)
     aspect = _between(u[:, 1], config.crop_aspect)
     sides = tf.round(tf.sqrt(tf.stack([area * aspect, area / aspect], -1)))
-    sides = tf.where(u[:, 2:3] < 0.5, sides[:, ::-1], sides)
+    sides = tf.where(u[:, 2:3] < 0.5, tf.reverse(sides, [1]), sides)
     sides = tf.minimum(sides, size)
     low = tf.floor(u[:, 3:5] * (size - sides))
     window = tf.concat([low, low + sides], -1) / tf.concat([size, size], -1)

@@ -33,7 +33,7 @@ def place(window, image_size, output_size, allow_ratio=True):
         target int32 [B, 4]: y, x, height, width in output pixels;
         ratio int32 [B], one of DCT_RATIOS; window float32 [B, 4], the one that is shown.
     """
-    size = tf.cast(image_size[:, ::-1], tf.float32)  # w, h
+    size = tf.cast(tf.reverse(image_size, [1]), tf.float32)  # w, h
     output = tf.constant(output_size[::-1], tf.float32)
     low, high = window[:, :2], window[:, 2:]
     seen_low, seen_high = tf.clip_by_value(low, 0.0, 1.0), tf.clip_by_value(high, 0.0, 1.0)

@@ -1,0 +1,190 @@
+"""How fast the input pipeline is, stage by stage, beside decoding alone in the same run."""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported
+
+import numpy as np
+import PIL
+import tensorflow as tf
+from rich.console import Console
+from rich.table import Table
+
+from tfdet import config as configs_module
+from tfdet import configs, detectors, timing
+from tfdet.data import formats, pipeline, synthetic
+from tfdet.data.convert import convert
+from tfdet.data.errors import DataError
+from tfdet.data.records import open_split
+
+AUGMENTS = {
+    "preset": None,
+    "seed": configs_module.AugmentConfig(),
+    "paper": configs_module.SSD_PAPER_AUGMENT,
+    "yolo": configs_module.YOLO_AUGMENT,
+    "none": configs_module.NO_AUGMENT,
+}
+
+EPILOG = """
+Without --data a set of photo-like 640-pixel JPEGs is drawn once and kept in benchmarks/data/.
+decode_only is a parallel map of tf.io.decode_jpeg over the same records, whole images, in file order. The other rows
+are the training pipeline cut off after that stage; `prefetch` is all of it. core-ms is CPU time of all threads an
+image. The passes of all rows are taken in turn, so that a machine whose speed drifts treats all rows alike.
+"""
+
+
+def parse_arguments(arguments=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, metavar="DIR", help="what tools/make_tfrecords.py wrote")
+    parser.add_argument("--split", default="train", help="(default: %(default)s)")
+    parser.add_argument("--images", type=int, default=512, metavar="N", help="images a pass (default: %(default)s)")
+    parser.add_argument("--passes", type=int, default=5, metavar="N", help="counted passes (default: %(default)s)")
+    parser.add_argument("--preset", choices=configs.PRESETS, default="ssd300_vgg16", help="(default: %(default)s)")
+    parser.add_argument("--augment", choices=AUGMENTS, default="preset", help="(default: the preset's)")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="(default: %(default)s)")
+    parser.add_argument(
+        "--threads", type=int, default=0, metavar="N", help="parallel calls of each stage (default: tf.data decides)"
+    )
+    parser.add_argument(
+        "--ram-budget-mb", type=int, default=0, metavar="MB", help="hold records in memory if they fit (default: no)"
+    )
+    parser.add_argument("--only", nargs="+", metavar="ROW", help="measure these rows beside decode_only")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the ladder as PNG")
+    return parser.parse_args(arguments)
+
+
+def benchmark_data(number) -> Path:
+    """The drawn set, made where it is missing; a set that was cut short is never taken."""
+    folder = Path(__file__).parent / "data" / f"photos_{number}"
+    if not (folder / "manifest.json").exists():
+        print(f"drawing {number} photo-like images into {folder} ...", file=sys.stderr, flush=True)
+        with tempfile.TemporaryDirectory() as drawn:
+            synthetic.make_photos(drawn, number)
+            source = formats.read(Path(drawn) / "lines.txt", images=drawn, class_names=synthetic.PHOTO_CLASSES)
+            convert({"train": source.listings}, folder, "photos", synthetic.PHOTO_CLASSES)
+    return folder
+
+
+def make_config(options, class_names):
+    config = configs.load(options.preset)
+    data = replace(config.data, num_parallel_calls=options.threads, ram_budget_mb=options.ram_budget_mb)
+    train = replace(config.train, batch_size=options.batch_size)
+    augment = AUGMENTS[options.augment] or config.augment
+    return replace(config, data=data, train=train, augment=augment, class_names=class_names)
+
+
+def measure_ladder(record_set, config, images, passes, only=None) -> dict:
+    """timing.Rate by stage, plus the whole pipeline as "pipeline"."""
+    detector = detectors.build(config.detector, config.num_classes)
+    rungs = pipeline.ladder(record_set, config, detector.encode)
+    if only:
+        rungs = {name: rung for name, rung in rungs.items() if name in ("decode_only", *only)}
+    rates = timing.compare({name: (data, images, count) for name, (data, count) in rungs.items()}, passes)
+    if "prefetch" in rates:
+        rates["pipeline"] = rates["prefetch"]
+    return rates
+
+
+def bottleneck(rates) -> str:
+    """One sentence: the stage that adds most CPU time to the one before it."""
+    names = [name for name in rates if name not in ("decode_only", "decode_crop", "pipeline")]
+    costs = {name: rates[name].median_core_ms for name in names}
+    added = {after: costs[after] - costs[before] for before, after in zip([None, *names], names) if before}
+    added["read"] = costs.get("read", 0.0)
+    most = max(added, key=added.get)
+    total = costs[names[-1]]
+    text = f"most of the time goes into {most}: {added[most]:.2f} of {total:.2f} core-ms an image"
+    if "decode_crop" in rates and most == "resize":
+        crop = rates["decode_crop"].median_core_ms - costs["plan"]
+        text = f"most of the time goes into decoding the crop ({crop:.2f}) and resizing it ({added[most] - crop:.2f})"
+        text += f", of {total:.2f} core-ms an image"
+    return text
+
+
+def show(rates, file=sys.stderr):
+    table = Table(title="input pipeline, cut off after each stage")
+    for heading in ("stage", "images/s", "min", "max", "core-ms / image", "of decode_only"):
+        table.add_column(heading, justify="left" if heading == "stage" else "right")
+    base = rates["decode_only"].median
+    for name, rate in rates.items():
+        low, high = min(rate.images_per_second), max(rate.images_per_second)
+        table.add_row(
+            name, f"{rate.median:,.0f}", f"{low:,.0f}", f"{high:,.0f}", f"{rate.median_core_ms:.2f}",
+            f"{rate.median / base:.2f}",
+        )  # fmt: skip
+    Console(file=file, width=100).print(table)
+
+
+def plot(rates, path):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = [name for name in rates if name != "pipeline"]
+    figure, axes = pyplot.subplots(figsize=(8, 4), layout="constrained")
+    colours = ["0.6" if name == "decode_only" else "tab:blue" for name in names]
+    bars = axes.barh(names, [rates[name].median for name in names], color=colours)
+    axes.bar_label(bars, fmt="{:,.0f}", padding=3)
+    axes.invert_yaxis()
+    axes.set_xlabel("images per second")
+    axes.set_title("Training input, cut off after each stage (decode_only: the JPEG decoder alone)")
+    figure.savefig(path, dpi=110)
+
+
+def summarise(rates, options, record_set, config) -> dict:
+    share = rates["pipeline"].median / rates["decode_only"].median if "pipeline" in rates else None
+    return {
+        **{name: rate.to_dict() for name, rate in rates.items()},
+        "share_of_decode_only": share and round(share, 3),
+        "baselines": {},
+        "peak_rss_mb": round(timing.peak_rss_mb()),
+        "machine": {"cores": os.cpu_count(), "processor": platform.processor() or platform.machine()},
+        "versions": {
+            "python": platform.python_version(), "tensorflow": tf.__version__, "numpy": np.__version__,
+            "pillow": PIL.__version__,
+        },
+        "config": {
+            "images": options.images, "passes": options.passes, "preset": options.preset, "augment": options.augment,
+            "batch_size": options.batch_size, "threads": options.threads, "ram_budget_mb": options.ram_budget_mb,
+            "image_size": config.detector.image_size, "record_images": record_set.num_images,
+            "bytes_per_record": round(float(record_set.index[:, 2].mean())), "store": record_set.store,
+        },
+    }  # fmt: skip
+
+
+def main(arguments=None) -> int:
+    options = parse_arguments(arguments)
+    try:
+        record_set = open_split(options.data or benchmark_data(options.images), options.split)
+    except DataError as error:
+        print(f"input_pipeline: {error}", file=sys.stderr)
+        return 2
+    config = make_config(options, record_set.class_names)
+    rates = measure_ladder(record_set, config, options.images, options.passes, options.only)
+    show(rates)
+    summary = summarise(rates, options, record_set, config)
+    if not options.only:
+        print(bottleneck(rates), file=sys.stderr)
+    print(f"peak memory of the process: {summary['peak_rss_mb']:,} MB", file=sys.stderr)
+    if options.plot:
+        plot(rates, options.plot)
+    if options.json:
+        options.json.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(summary))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

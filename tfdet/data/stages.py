@@ -1,0 +1,160 @@
+"""What the pipeline does to rows and batches, as functions of TensorFlow ops; pipeline.py puts them in order.
+
+A row is one image on its way, a dict; what belongs to the records' order is in `index`, `epoch` (the keys of its
+random draws) and `valid` (False where it only fills up a batch).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import tensorflow as tf
+
+from tfdet import boxes as box_ops
+from tfdet import schema
+from tfdet.config import AugmentConfig, Config
+from tfdet.data import augment, image_ops, random
+
+SMALLEST_BUCKET = 8
+
+
+def buckets(max_boxes: int) -> list[int]:
+    """Counts of boxes an image that a batch can be padded to: 8, 16, 32, ... up to the first that holds `max_boxes`.
+
+    Every batch takes the smallest that fits it; XLA compiles one batch stage for each.
+    """
+    sizes = [SMALLEST_BUCKET]
+    while sizes[-1] < max_boxes:
+        sizes.append(2 * sizes[-1])
+    return sizes
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The stages for one data set.
+
+    Attributes:
+        store: "jpeg" or "raw", how the records hold images.
+        max_boxes: the largest count of boxes in one image.
+        augment: NO_AUGMENT for all but training.
+        encode: (boxes [B, M, 4], labels [B, M]) -> dict of targets, or None.
+        rows: images in a batch.
+    """
+
+    store: str
+    max_boxes: int
+    config: Config
+    augment: AugmentConfig
+    encode: Callable | None
+    rows: int
+
+    @property
+    def fill(self):
+        """The colour of what lies outside of an image, None where no window reaches beyond its image."""
+        if self.augment.expand_probability > 0:
+            return image_ops.MEAN_RGB
+        letterbox = self.augment.geometry == "none" and self.config.data.resize == "letterbox"
+        return image_ops.GRAY if letterbox or self.augment.geometry == "yolo_jitter" else None
+
+    @property
+    def flips(self) -> bool:
+        return bool(self.augment.horizontal_flip or self.augment.vertical_flip)
+
+    def parse(self, rows):
+        """A batch of serialized records -> examples: boxes dense, padded with zeros and -1 to one of the buckets."""
+        fields = tf.io.parse_example(rows.pop("serialized"), schema.record_features())
+        corners = [fields[key] for key in (schema.XMIN, schema.YMIN, schema.XMAX, schema.YMAX)]
+        label, difficult = fields[schema.CLASS_LABEL], fields[schema.DIFFICULT]
+        labels = tf.where(difficult.values > 0, schema.IGNORE, tf.cast(label.values, tf.int32) - 1)  # 1-based on disk
+        sizes = buckets(self.max_boxes)
+        bucket = tf.gather(
+            sizes, tf.searchsorted(sizes, tf.cast(tf.reduce_max(label.row_lengths()), tf.int32)[None])[0]
+        )
+        boxes = corners[0].with_values(tf.stack([corner.values for corner in corners], -1))
+        size = tf.stack([fields[schema.HEIGHT], fields[schema.WIDTH]], -1)
+        return {
+            **rows,
+            "encoded": fields[schema.ENCODED],
+            schema.BOXES: boxes.to_tensor(0.0, shape=tf.stack([-1, bucket, 4])),
+            schema.LABELS: label.with_values(labels).to_tensor(schema.BACKGROUND, shape=tf.stack([-1, bucket])),
+            schema.IMAGE_ID: fields[schema.SOURCE_ID],
+            schema.IMAGE_SIZE: tf.cast(size, tf.int32),
+        }
+
+    def plan(self, example):
+        """Chooses the window of each image, what to decode for it, and maps the boxes into it."""
+        boxes, labels, size = (example[key] for key in (schema.BOXES, schema.LABELS, schema.IMAGE_SIZE))
+        data, output = self.config.data, self.config.detector.image_size
+        keys = example["epoch"], example["index"]
+        if self.augment.geometry == "none" and data.resize == "letterbox":
+            window = box_ops.letterbox_window(size, output)
+        elif self.augment.geometry == "none" and self.augment.expand_probability == 0:
+            window = tf.tile(tf.constant([augment.WHOLE]), [self.rows, 1])
+        else:
+            u = random.uniform(data.seed, random.WINDOW, *keys, augment.NUM_WINDOW_DRAWS[self.augment.geometry])
+            window = augment.choose_window(u, size, boxes, labels, self.augment, output)
+        crop, target, ratio, window = image_ops.place(window, size, output, allow_ratio=self.store == "jpeg")
+        cropping = self.augment.geometry in ("random_size_crop", "ssd_crop")
+        boxes, labels = augment.boxes_in_window(boxes, labels, window, output, cropping, data.min_visible)
+        planned = {"crop": crop, "target": target, "ratio": ratio}
+        if self.flips:
+            u = random.uniform(data.seed, random.FLIP, *keys, 2)
+            planned["flips"] = u < [self.augment.horizontal_flip, self.augment.vertical_flip]
+            boxes = augment.flip_boxes(boxes, labels, planned["flips"])
+        labels = tf.where(example["valid"][:, None], labels, schema.IGNORE)
+        image_id = tf.where(example["valid"], example[schema.IMAGE_ID], "")
+        return {**example, **planned, schema.BOXES: boxes, schema.LABELS: labels, schema.IMAGE_ID: image_id}
+
+    def decode(self, row):
+        """The costly half of the record stage, one image: the crop's pixels, resized, placed and flipped."""
+        crop, target, ratio = (row.pop(key) for key in ("crop", "target", "ratio"))
+        image = image_ops.decode_crop(row.pop("encoded"), crop, ratio, self.store, row[schema.IMAGE_SIZE])
+        image = image_ops.resize_into(image, target, self.config.detector.image_size, self.fill)
+        if self.flips:
+            image = image_ops.flip(image, *tf.unstack(row.pop("flips")))
+        return {**row, schema.IMAGE: image}
+
+    def decode_only_crop(self, row):
+        """`decode` without what follows the decoder; for measuring."""
+        return image_ops.decode_crop(row["encoded"], row["crop"], row["ratio"], self.store, row[schema.IMAGE_SIZE])
+
+    def batch_stage(self) -> Callable:
+        """The batch stage: one XLA program for each bucket of boxes that turns up."""
+        compiled = tf.function(self.compute, jit_compile=True)
+        sizes = buckets(self.max_boxes)
+
+        def run(batch, bucket):
+            boxes = tf.ensure_shape(batch[schema.BOXES], [self.rows, bucket, 4])
+            labels = tf.ensure_shape(batch[schema.LABELS], [self.rows, bucket])
+            return compiled({**batch, schema.BOXES: boxes, schema.LABELS: labels})
+
+        def stage(batch):
+            keys = batch.pop("epoch"), batch.pop("index")
+            host = {key: batch.pop(key) for key in (schema.IMAGE_ID, schema.IMAGE_SIZE)}
+            batch["draws"] = augment.draw_colour(batch[schema.IMAGE], *keys, self.augment, self.config.data.seed)
+            if not batch["draws"] and self.encode is None:  # nothing to compute
+                return {key: batch[key] for key in (schema.IMAGE, schema.BOXES, schema.LABELS)} | host
+            number = tf.searchsorted(sizes, tf.shape(batch[schema.BOXES])[1:2])[0]
+            branches = [lambda size=size: run(batch, size) for size in sizes]
+            return {**tf.switch_case(number, branches), **host}
+
+        return stage
+
+    def compute(self, batch):
+        """Colour, matching and encoding; static shapes, no strings."""
+        boxes, labels = batch[schema.BOXES], batch[schema.LABELS]
+        image = augment.change_colour(batch[schema.IMAGE], batch["draws"])
+        outputs = {schema.IMAGE: image, schema.BOXES: boxes, schema.LABELS: labels}
+        if self.encode is not None:
+            targets = self.encode(boxes, labels)
+            target_labels = tf.where(batch["valid"][:, None], targets[schema.TARGET_LABELS], schema.IGNORE)
+            outputs |= {**targets, schema.TARGET_LABELS: target_labels}
+        return outputs
+
+
+def without_boxes(image_id, encoded, valid):
+    """An image of no record as an example."""
+    return {
+        "index": tf.constant(0, tf.int64), "epoch": tf.constant(0, tf.int64), "valid": valid, "encoded": encoded,
+        schema.BOXES: tf.zeros([SMALLEST_BUCKET, 4]), schema.LABELS: tf.fill([SMALLEST_BUCKET], schema.BACKGROUND),
+        schema.IMAGE_ID: image_id, schema.IMAGE_SIZE: tf.image.extract_jpeg_shape(encoded)[:2],
+    }  # fmt: skip
