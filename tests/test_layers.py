@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LEVELS = (  # top first; a room is a module or a package, and rooms of one level do not import each other
     {"train", "evaluate", "predict", "export", "anchors"},
     {"detectors"},
-    {"data", "models", "nms", "metrics", "timing", "configs"},
+    {"data", "models", "nms", "metrics", "draw", "timing", "configs"},
     {"schema", "boxes", "config", "compat", "addons"},
 )
 LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}

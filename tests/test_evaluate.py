@@ -1,0 +1,243 @@
+"""Evaluation with a detector that answers what the test wants: order, filling, ignored boxes, letterbox, the tool."""
+
+import importlib.util
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfdet import configs, detectors, metrics, schema
+from tfdet import evaluate as evaluation
+from tfdet.boxes import letterbox_window, to_window
+from tfdet.config import Config, DataConfig, SsdConfig, YoloConfig, to_json
+from tfdet.detectors import postprocess, runs
+
+ROOT = Path(__file__).resolve().parents[1]
+NAMES = ("red", "green", "blue")
+
+
+class Parrot:
+    """Model and detector in one: the "image" of each row carries its number, by which the answer is looked up."""
+
+    def __init__(self, boxes, scores):
+        self.boxes, self.scores = tf.constant(boxes, tf.float32), tf.constant(scores, tf.float32)
+
+    def __call__(self, images, training):
+        return {"row": tf.cast(images[:, 0, 0, 0], tf.int32)}
+
+    def decode(self, predictions):
+        return tf.gather(self.boxes, predictions["row"]), tf.gather(self.scores, predictions["row"])
+
+
+def batches(boxes, labels, sizes, batch_size=2):
+    """Rows with given boxes [N, M, 4], labels [N, M], sizes [N, 2]; the last batch filled up as the pipeline does."""
+    number = len(boxes)
+    fill = -number % batch_size
+    rows = {
+        schema.IMAGE: np.arange(number).reshape(-1, 1, 1, 1).astype(np.uint8) + np.zeros((1, 2, 2, 3), np.uint8),
+        schema.BOXES: np.float32(boxes),
+        schema.LABELS: np.int32(labels),
+        schema.IMAGE_ID: np.array([f"image {i}" for i in range(number)]),
+        schema.IMAGE_SIZE: np.int32(sizes),
+    }
+    rows = {key: np.concatenate([value, value[:1].repeat(fill, 0)]) for key, value in rows.items()}
+    rows[schema.LABELS][number:], rows[schema.IMAGE_ID][number:] = schema.IGNORE, ""
+    return tf.data.Dataset.from_tensor_slices(rows).batch(batch_size)
+
+
+def one_hot(labels, score=0.9):
+    return (np.asarray(labels)[..., None] == np.arange(len(NAMES))) * score
+
+
+@pytest.fixture
+def scene(rng):
+    """Five images of different shapes, three boxes each of which the last may be padding."""
+    low = rng.random((5, 3, 2)) * 0.5
+    boxes = np.concatenate([low, low + 0.2 + rng.random((5, 3, 2)) * 0.3], -1)
+    labels = rng.integers(0, 3, (5, 3))
+    labels[::2, 2] = schema.BACKGROUND
+    return boxes, labels, rng.integers(100, 500, (5, 2))
+
+
+def run(parrot, data, config=Config()):  # noqa: B008
+    return evaluation.evaluate(parrot, parrot, data, config, NAMES)
+
+
+def test_a_perfect_detector(scene):
+    boxes, labels, sizes = scene
+    out = run(Parrot(boxes, one_hot(labels)), batches(boxes, labels, sizes))
+    for key in ("map50", "map50_voc07", "coco_ap", "coco_ap50", "coco_ap75"):
+        assert out[key] == pytest.approx(1.0)
+    assert out["num_images"] == 5  # not the row that fills up
+    assert sum(row["boxes"] for row in out["per_class"].values()) == (labels >= 0).sum()
+    assert set(out["per_class"]) == set(NAMES)
+
+
+def test_figures_are_those_of_the_flat_arrays(scene, rng):
+    """The same boxes given to metrics by hand, in pixels."""
+    boxes, labels, sizes = scene
+    answers = np.clip(boxes + rng.normal(0, 0.03, boxes.shape), 0, 1)
+    scores = one_hot(labels) * rng.random(labels.shape)[..., None]
+    out = run(Parrot(answers, scores), batches(boxes, labels, sizes))
+    pixels = np.tile(sizes[:, None, ::-1], 2).astype(float)
+    image, slot = np.nonzero(labels >= 0)
+    truth = metrics.GroundTruth(image, labels[image, slot], (boxes * pixels)[image, slot], np.zeros(len(image), bool))
+    found = metrics.Detections(image, truth.label, (answers * pixels)[image, slot], scores[image, slot].max(-1))
+    np.testing.assert_allclose(out["map50"], metrics.mean_ap(metrics.voc_ap(truth, found, 3)), rtol=1e-9)
+    np.testing.assert_allclose(out["coco_ap"], metrics.coco_ap(truth, found, 3)["ap"], rtol=1e-9)
+
+
+def test_batch_size_and_order_do_not_matter(scene, rng):
+    boxes, labels, sizes = scene
+    answers = np.clip(boxes + rng.normal(0, 0.05, boxes.shape), 0, 1)
+    scores = one_hot(labels) * rng.random(labels.shape)[..., None]
+    parrot = Parrot(answers, scores)
+    want = run(parrot, batches(boxes, labels, sizes))["map50"]
+    assert run(parrot, batches(boxes, labels, sizes, batch_size=4))["map50"] == pytest.approx(want)
+    order = rng.permutation(5)
+    mixed = run(Parrot(answers[order], scores[order]), batches(boxes[order], labels[order], sizes[order]))
+    assert mixed["map50"] == pytest.approx(want)
+
+
+def test_boxes_to_ignore_count_for_no_class():
+    """One image: a box to find, and one of unknown class that is found as red and as green."""
+    boxes = [[[0.1, 0.1, 0.3, 0.3], [0.5, 0.5, 0.9, 0.9], [0.5, 0.5, 0.9, 0.9]]]
+    answers = Parrot(boxes, [one_hot([2, 0, 1])[...]])
+    truth = [[2, schema.IGNORE, schema.BACKGROUND]]
+    out = run(answers, batches(boxes, truth, [[100, 100]], 1))
+    assert out["map50"] == 1.0
+    assert out["coco_ap"] == pytest.approx(1.0)
+    assert [row["boxes"] for row in out["per_class"].values()] == [0, 0, 1]
+    assert np.isnan(out["per_class"]["red"]["ap50"])
+
+
+def test_nothing_annotated_and_nothing_found():
+    boxes = np.zeros((1, 1, 4))
+    out = run(Parrot(boxes, np.zeros((1, 1, 3))), batches(boxes, [[schema.BACKGROUND]], [[100, 100]], 1))
+    assert np.isnan(out["map50"])
+    assert out["num_images"] == 1
+    assert out["detections"][0]["boxes"].shape == (0, 4)
+
+
+def test_letterboxed_boxes_come_back_to_the_photo(rng):
+    """A 100x400 photo (h, w) in 416x416: shown 104 pixels high from row 156 on."""
+    config = Config(detector=YoloConfig(), data=DataConfig(resize="letterbox"))
+    sizes = np.int32([[100, 400], [300, 200]])
+    low = rng.random((2, 3, 2)) * 0.5
+    boxes = np.float32(np.concatenate([low, low + 0.3], -1))
+    seen = to_window(boxes, letterbox_window(sizes, (416, 416))[:, None])
+    np.testing.assert_allclose(seen[0, 0, 1] * 416, 156 + boxes[0, 0, 1] * 104, rtol=1e-5)
+    np.testing.assert_allclose(postprocess.to_photo(seen, config, sizes), boxes, atol=1e-6)
+    labels = rng.integers(0, 3, (2, 3))
+    out = run(Parrot(seen, one_hot(labels)), batches(seen, labels, sizes), config)
+    assert out["coco_ap"] == pytest.approx(1.0)
+    np.testing.assert_allclose(out["detections"][0]["true_boxes"], boxes[0] * [400, 100, 400, 100], atol=1e-3)
+
+
+def test_detections_are_clipped_to_the_photo():
+    parrot = Parrot([[[-0.5, 0.2, 1.5, 0.4]]], [[[0.9, 0, 0]]])
+    out = run(parrot, batches([[[0.0, 0.2, 1.0, 0.4]]], [[0]], [[50, 200]], 1))
+    np.testing.assert_allclose(out["detections"][0]["boxes"], [[0, 10, 200, 20]], atol=1e-4)
+
+
+def test_coco_results(scene):
+    boxes, labels, sizes = scene
+    images = run(Parrot(boxes, one_hot(labels)), batches(boxes, labels, sizes))["detections"]
+    rows = evaluation.coco_results(images)
+    assert len(rows) == (labels >= 0).sum()
+    first = images[0]["boxes"][0]
+    assert rows[0]["image_id"] == "image 0"
+    assert rows[0]["category_id"] == images[0]["labels"][0] + 1
+    np.testing.assert_allclose(rows[0]["bbox"], [*first[:2], *(first[2:] - first[:2])], atol=1e-3)
+
+
+# --- the tool, on a real detector ---------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location("evaluate_tool", ROOT / "tools" / "evaluate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run folder with a model that has learnt nothing, and records."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    records = datasets.make_records(folder, num_images=7, val=5, shards=1)[1]
+    config = configs.load("yolov3_tiny")
+    detector = replace(config.detector, image_size=(64, 64), width_multiplier=0.125)
+    config = replace(config, detector=detector, class_names=records.class_names)
+    config = replace(config, train=replace(config.train, batch_size=4))
+    run = folder / "run"
+    run.mkdir()
+    (run / "config.json").write_text(to_json(config))
+    model = detectors.build(config.detector, config.num_classes).build_model()
+    model.save_weights(str(run / "weights.h5"), save_format="h5")
+    return run, folder / "records"
+
+
+def test_the_tool_prints_json_and_writes_its_files(tool, trained, tmp_path, capsys):
+    run, records = trained
+    arguments = ["--run", str(run), "--data", str(records)]
+    files = ["--json", str(tmp_path / "all.json"), "--coco-results", str(tmp_path / "coco.json")]
+    assert tool.main([*arguments, *files]) == 0
+    output = capsys.readouterr().out
+    figures = json.loads(output.splitlines()[-1])
+    assert figures["num_images"] == 5
+    assert 0 <= figures["map50"] <= 1
+    assert "AP@0.5" in output
+    assert json.loads((tmp_path / "all.json").read_text()) == figures
+    assert all(set(row) == {"image_id", "category_id", "bbox", "score"}
+               for row in json.loads((tmp_path / "coco.json").read_text()))  # fmt: skip
+    assert tool.main([*arguments, "--batch-size", "2"]) == 0
+    again = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert again["map50"] == pytest.approx(figures["map50"], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "change, text",
+    [
+        (["--run", "nowhere"], "nowhere: no such folder; give the --run folder of tools/train.py"),
+        (["--split", "test"], "there is no split 'test'; choose one of"),
+        (["--batch-size", "0"], "--batch-size is 0; it must be positive"),
+        (["--weights", "missing.h5"], "missing.h5"),
+    ],
+)
+def test_mistakes_are_one_line(tool, trained, capsys, change, text):
+    run, records = trained
+    assert tool.main(["--run", str(run), "--data", str(records), *change]) == 2
+    captured = capsys.readouterr()
+    assert text in captured.err.splitlines()[-1]
+    assert not captured.out
+
+
+def test_weights_of_another_model_are_refused(trained, tmp_path):
+    run, _ = trained
+    config = json.loads((run / "config.json").read_text())
+    config["detector"]["width_multiplier"] = 0.25
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"does not fit|no layer of it fits"):
+        runs.load(tmp_path, run / "weights.h5")
+
+
+def test_ssd_and_yolo_decode_into_detections():
+    """Static shapes and no NaN for both, from random predictions."""
+    for config in (Config(detector=SsdConfig()), Config(detector=YoloConfig(image_size=(64, 96)))):
+        detector = detectors.build(config.detector, 3)
+        number, background = len(detector.anchors), config.detector.kind == "ssd"
+        predictions = {
+            schema.BOX_DELTAS: tf.random.stateless_normal([2, number, 4], [1, 2]),
+            schema.CLASS_LOGITS: tf.random.stateless_normal([2, number, 3 + background], [3, 4]),
+            schema.OBJECTNESS_LOGITS: tf.random.stateless_normal([2, number], [5, 6]),
+        }
+        out = postprocess.detect(detector, config, predictions, tf.constant([[100, 200], [300, 50]]), compiled=False)
+        assert out["boxes"].shape == (2, config.detector.nms.max_detections, 4)
+        assert np.isfinite(out["boxes"]).all()
+        assert (out["num_detections"].numpy() > 0).all()

@@ -1,0 +1,139 @@
+"""How good a model is: VOC and COCO average precision of its detections on annotated images."""
+
+import functools
+
+import numpy as np
+import tensorflow as tf
+
+from tfdet import metrics, schema
+from tfdet.config import Config
+from tfdet.detectors import postprocess
+
+
+def evaluate(model, detector, dataset, config: Config, class_names, progress=None) -> dict:
+    """Detects on every image of a data set and compares with its boxes, in pixels of the photos.
+
+    Boxes labelled -2 (difficult, crowd) are regions to ignore for every class, because their own class is not
+    known here: finding them is no mistake, missing them neither. Rows without an image_id fill up a batch and
+    padding fills up the boxes; neither counts.
+
+    Args:
+        model: images uint8 [B, H, W, 3] -> predictions.
+        dataset: batches with image, boxes, labels, image_id, image_size, such as `pipeline.eval_dataset` gives.
+        class_names: C names.
+        progress: called with the number of rows after each batch.
+    Returns:
+        dict: map50 (VOC, area), map50_voc07 (VOC 2007, 11 points), coco_ap, coco_ap50, coco_ap75: float, NaN where
+        nothing is annotated; per_class: {name: {ap50, ap50_voc07, coco_ap, boxes, detections}}; num_images: int;
+        coco: all figures of `metrics.coco_ap`; detections: what `collect` gives for each image.
+    """
+    images = collect(model, detector, dataset, config, progress)
+    return summarise(images, class_names) | {"detections": images}
+
+
+def collect(model, detector, dataset, config: Config, progress=None) -> list[dict]:
+    """Detections and annotations of every image, in the order of the data set.
+
+    Returns:
+        list of dicts: image_id str, size (height, width), boxes [N, 4] in pixels, scores [N], labels [N],
+        and true_boxes [M, 4] in pixels, true_labels [M] without padding.
+    """
+
+    detect, images = _detector_function(model, detector, config), []
+    for batch in dataset:
+        found = detect(batch[schema.IMAGE], batch[schema.IMAGE_SIZE])
+        true_boxes = postprocess.to_photo(batch[schema.BOXES], config, batch[schema.IMAGE_SIZE])
+        images += _images(batch, found, true_boxes)
+        if progress:
+            progress(len(batch[schema.IMAGE_ID]))
+    return images
+
+
+@functools.lru_cache(maxsize=1)  # evaluated after every epoch, traced once
+def _detector_function(model, detector, config):
+    return tf.function(
+        lambda images, size: postprocess.detect(detector, config, model(images, training=False), size), autograph=False
+    )
+
+
+def _images(batch, found, true_boxes):
+    """One dict for each row of a batch that is an image."""
+    ids, sizes, labels = (batch[key].numpy() for key in (schema.IMAGE_ID, schema.IMAGE_SIZE, schema.LABELS))
+    found, true_boxes = {key: value.numpy() for key, value in found.items()}, true_boxes.numpy()
+    for row in np.flatnonzero(ids != b""):
+        count, real = found[schema.NUM_DETECTIONS][row], labels[row] != schema.BACKGROUND
+        pixels = np.tile(sizes[row][::-1], 2).astype(np.float64)
+        yield {
+            "image_id": ids[row].decode(),
+            "size": tuple(sizes[row].tolist()),
+            "boxes": found[schema.BOXES][row, :count] * pixels,
+            "scores": found[schema.SCORES][row, :count],
+            "labels": found[schema.LABELS][row, :count],
+            "true_boxes": true_boxes[row, real] * pixels,
+            "true_labels": labels[row, real],
+        }
+
+
+def summarise(images, class_names) -> dict:
+    """The figures of `evaluate` for what `collect` gave."""
+    number = len(class_names)
+    truth, detections = _truth(images, number), _detections(images)
+    area = metrics.voc_ap(truth, detections, number, method="area")
+    points = metrics.voc_ap(truth, detections, number, method="11point")
+    coco = metrics.coco_ap(truth, detections, number)
+    boxes = np.bincount(truth.label[~truth.ignore], minlength=number)
+    found = np.bincount(detections.label, minlength=number)
+    columns = zip(class_names, area, points, coco.pop("per_class"), boxes, found)
+    coco.pop("per_class50")
+    return {
+        "map50": metrics.mean_ap(area),
+        "map50_voc07": metrics.mean_ap(points),
+        "coco_ap": coco["ap"],
+        "coco_ap50": coco["ap50"],
+        "coco_ap75": coco["ap75"],
+        "coco": coco,
+        "per_class": {
+            name: {"ap50": float(a), "ap50_voc07": float(p), "coco_ap": float(c), "boxes": int(b), "detections": int(d)}
+            for name, a, p, c, b, d in columns
+        },
+        "num_images": len(images),
+    }
+
+
+def _detections(images):
+    image = np.repeat(np.arange(len(images)), [len(item["labels"]) for item in images])
+    labels, boxes, scores = (_joined(images, key, width) for key, width in (("labels", 0), ("boxes", 4), ("scores", 0)))
+    return metrics.Detections(image, labels.astype(np.int64), boxes, scores)
+
+
+def _truth(images, number):
+    """All boxes; those to be ignored once for every class."""
+    image = np.repeat(np.arange(len(images)), [len(item["true_labels"]) for item in images])
+    labels, boxes = _joined(images, "true_labels", 0).astype(np.int64), _joined(images, "true_boxes", 4)
+    copies = np.where(labels == schema.IGNORE, number, 1)
+    first = np.repeat(np.cumsum(copies) - copies, copies)
+    ignore = np.repeat(labels == schema.IGNORE, copies)
+    labels = np.where(ignore, np.arange(len(first)) - first, np.repeat(labels, copies))
+    return metrics.GroundTruth(np.repeat(image, copies), labels, np.repeat(boxes, copies, 0), ignore)
+
+
+def _joined(images, key, width):
+    empty = np.zeros((0, width) if width else 0)
+    return np.concatenate([empty, *(item[key] for item in images)]).astype(np.float64)
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+def coco_results(images) -> list[dict]:
+    """Detections as COCO's result format has them: image_id, category_id (from 1), bbox x, y, width, height, score."""
+    return [
+        {
+            "image_id": item["image_id"],
+            "category_id": int(label) + 1,
+            "bbox": [round(float(v), 3) for v in (*box[:2], *(box[2:] - box[:2]))],
+            "score": round(float(score), 6),
+        }
+        for item in images
+        for box, label, score in zip(item["boxes"], item["labels"], item["scores"])
+    ]

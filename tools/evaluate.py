@@ -1,0 +1,115 @@
+"""Measures a trained detector on a split of a data set: VOC and COCO average precision, per class and overall."""
+
+import argparse
+import json
+import math
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from tfdet.config import ConfigError
+from tfdet.data import pipeline
+from tfdet.data.errors import DataError
+from tfdet.data.records import open_split
+from tfdet.detectors import runs
+from tfdet.evaluate import coco_results, collect, summarise
+from tfdet.models.weights import WeightsError
+
+EPILOG = """
+examples:
+  python tools/evaluate.py --run runs/mine --data tfrecords/mine
+  python tools/evaluate.py --run runs/mine --data tfrecords/mine --split test --coco-results found.json
+
+map50 is the mean over the classes of VOC's average precision at IoU 0.5, the area under the curve; voc07 its
+11-point form; coco_ap is COCO's mean over the IoUs 0.5, 0.55, ... 0.95. Boxes marked difficult count neither
+for nor against. A class without boxes in the split has no figure and is left out of the means.
+The last line on standard output is one JSON object.
+"""
+
+
+def parse_arguments(arguments=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="what tools/train.py wrote")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="what tools/make_tfrecords.py wrote")
+    parser.add_argument("--split", default="val", help="split to measure on (default: %(default)s)")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="default: best.h5 of the run, else weights.h5")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="images at a time (default: as in training)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to FILE")
+    parser.add_argument("--coco-results", type=Path, metavar="FILE", help="write the detections as COCO results")
+    return parser.parse_args(arguments)
+
+
+def measure(options) -> dict:
+    """All figures, those of the COCO results file included on the way."""
+    if options.batch_size is not None and options.batch_size < 1:
+        raise ConfigError(f"--batch-size is {options.batch_size}; it must be positive")
+    records = open_split(options.data, options.split)
+    config, detector, model = runs.load(options.run, options.weights)
+    if records.class_names != config.class_names:
+        was, now = ", ".join(config.class_names), ", ".join(records.class_names)
+        raise ConfigError(f"{options.run} was trained for the classes {was}; {options.data} has {now}")
+    batch_size = min(options.batch_size or config.train.batch_size, max(records.num_images, 1))
+    config = replace(config, train=replace(config.train, batch_size=batch_size))
+    columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=records.num_images)
+        dataset = pipeline.eval_dataset(records, config)
+        images = collect(model, detector, dataset, config, lambda rows: bar.advance(task, rows))
+    if options.coco_results:
+        options.coco_results.write_text(json.dumps(coco_results(images)), encoding="utf-8")
+    return summarise(images, config.class_names) | {"split": options.split}
+
+
+def show(figures):
+    """One row a class, one for the mean."""
+    table = Table(title=f"{figures['num_images']} images of the split {figures['split']}")
+    for name in ("class", "boxes", "AP@0.5", "VOC07 AP@0.5", "COCO AP"):
+        table.add_column(name, justify="left" if name == "class" else "right")
+    for name, row in figures["per_class"].items():
+        table.add_row(name, str(row["boxes"]), *(percent(row[key]) for key in ("ap50", "ap50_voc07", "coco_ap")))
+    boxes = sum(row["boxes"] for row in figures["per_class"].values())
+    table.add_section()
+    table.add_row("mean", str(boxes), *(percent(figures[key]) for key in ("map50", "map50_voc07", "coco_ap")))
+    Console().print(table)
+
+
+def percent(value) -> str:
+    return "-" if math.isnan(value) else f"{100 * value:.1f}"
+
+
+def strict(value):
+    """As JSON allows it: NaN becomes null."""
+    if isinstance(value, dict):
+        return {key: strict(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def main(arguments=None) -> int:
+    options = parse_arguments(arguments)
+    try:
+        figures = measure(options)
+        if options.json:
+            options.json.write_text(json.dumps(strict(figures), indent=2), encoding="utf-8")
+    except (ConfigError, DataError, WeightsError, OSError) as error:
+        print(f"evaluate: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("evaluate: interrupted", file=sys.stderr)
+        return 130
+    show(figures)
+    print(json.dumps(strict(figures)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
