@@ -249,7 +249,7 @@ values = st.floats(width=32, allow_nan=True, allow_infinity=True)
 @settings(max_examples=40, deadline=None)
 @given(boxes=st.lists(st.tuples(values, values, values, values), min_size=24, max_size=24))
 def test_degenerate_boxes_are_counted_and_never_matched(boxes):
-    boxes = np.array(boxes, np.float32).reshape(IMAGES, BOXES, 4)
+    boxes = tf.constant(np.array(boxes, np.float32).reshape(IMAGES, BOXES, 4))
     labels = np.tile(np.array([0, 1, -2, -1, 2, -2], np.int32), (IMAGES, 1))
     usable = matching.is_matchable(boxes).numpy()
     counts = matching.count_degenerate(boxes, labels).numpy()

@@ -174,15 +174,15 @@ def _overlap(boxes, priors, ignore=None):
 def _bid(value, place, count):
     """float32 >= 0 and int32 in [0, count) -> int64."""
     bits = tf.bitcast(value, tf.int32)  # of floats that are not negative, in their order
-    return tf.cast(bits, tf.int64) * 2**32 + tf.cast(count - 1 - place, tf.int64)
+    return tf.bitwise.left_shift(tf.cast(bits, tf.int64), 32) + tf.cast(count - 1 - place, tf.int64)
 
 
 def _value(bid):
-    return tf.bitcast(tf.cast(bid // 2**32, tf.int32), tf.float32)
+    return tf.bitcast(tf.cast(tf.bitwise.right_shift(bid, 32), tf.int32), tf.float32)
 
 
 def _place(bid, count):
-    return count - 1 - tf.cast(bid % 2**32, tf.int32)
+    return count - 1 - tf.cast(tf.bitwise.bitwise_and(bid, 2**32 - 1), tf.int32)
 
 
 def _best(values):
