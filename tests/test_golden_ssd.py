@@ -3,7 +3,6 @@
 Where a reference is known to be wrong or does another thing on purpose, the test says so and compares the rest.
 """
 
-import dataclasses
 from itertools import pairwise
 
 import numpy as np
@@ -36,21 +35,20 @@ def test_priors_in_centre_form(golden, layout, name):
 
 
 @pytest.mark.parametrize(
-    "layout, truncate, name",
+    "layout, name",
     [
-        ("ssd300", False, "caffe_voc300_noclip_8732x8"),
-        ("ssd300", True, "caffe_voc300_noclip_8732x8"),  # whole sizes: nothing to truncate
-        ("ssd300_coco", False, "caffe_coco300_noclip_8732x8"),
-        ("ssd512", True, "caffe_voc512_noclip_24564x8"),
-        ("ssd512", False, "caffe_voc512_floatsizes_noclip_24564x8"),
-        ("ssd300_7308", False, "caffe_v1_7308_clip_x8"),
-        ("ssd300_7308", False, "pkl_7308x8"),
-        ("ssd300_7308", False, "rykov8_layer_7308x8"),
+        ("ssd300", "caffe_voc300_noclip_8732x8"),
+        ("ssd300_coco", "caffe_coco300_noclip_8732x8"),
+        ("ssd512_caffe", "caffe_voc512_noclip_24564x8"),  # sizes cut to whole pixels
+        ("ssd512", "caffe_voc512_floatsizes_noclip_24564x8"),
+        ("ssd300_7308", "caffe_v1_7308_clip_x8"),
+        ("ssd300_7308", "pkl_7308x8"),
+        ("ssd300_7308", "rykov8_layer_7308x8"),
     ],
 )
-def test_priors_in_the_seeds_form(golden, tmp_path, layout, truncate, name):
+def test_priors_in_the_seeds_form(golden, layout, name):
     # ssdpytorch_voc300_clip_cxcywh is not compared: it clips centres and sizes, Caffe the corners
-    layout = dataclasses.replace(PRIOR_LAYOUTS[layout], truncate_sizes=truncate)
+    layout = PRIOR_LAYOUTS[layout]
     priors, variances = make_priors(layout), layout.variances
     rows = np.concatenate([to_xyxy(priors), np.broadcast_to(variances, priors.shape)], 1)
     np.testing.assert_allclose(rows, golden("priors")[name], rtol=0, atol=2e-6)

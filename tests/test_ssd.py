@@ -20,8 +20,11 @@ from tfdet.detectors.ssd import Ssd, detection_rows
 
 @pytest.mark.parametrize(
     "layout, count",
-    [("ssd300", 8732), ("ssd300_coco", 8732), ("ssd300_7308", 7308), ("ssd512", 24564), ("ssd512_coco", 24564)],
-)
+    [
+        ("ssd300", 8732), ("ssd300_coco", 8732), ("ssd300_7308", 7308),
+        ("ssd512", 24564), ("ssd512_coco", 24564), ("ssd512_caffe", 24564),
+    ],
+)  # fmt: skip
 def test_number_of_priors(layout, count):
     assert make_priors(PRIOR_LAYOUTS[layout]).shape == (count, 4)
     assert count_priors(PRIOR_LAYOUTS[layout]) == count

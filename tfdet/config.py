@@ -92,6 +92,8 @@ PRIOR_LAYOUTS = {
         512, _MAPS_512, (20.48, 51.2, 133.12, 215.04, 296.96, 378.88, 460.8, 542.72), _RATIOS_512, _STEPS_512
     ),
 }
+# for weights that Caffe trained; with the whole sizes of SSD300 it would make no difference
+PRIOR_LAYOUTS["ssd512_caffe"] = dataclasses.replace(PRIOR_LAYOUTS["ssd512"], truncate_sizes=True)
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,9 @@ class SsdConfig:
     def __post_init__(self):
         _one_of("detector.backbone", self.backbone, SSD_BACKBONES)
         _one_of("detector.matching", self.matching, MATCHING_RULES)
+        _require(0 < self.match_iou <= 1, f"detector.match_iou is {self.match_iou}; it lies above 0, up to 1")
         _require(self.neg_pos_ratio >= 0, "detector.neg_pos_ratio must not be negative")
+        _require(self.min_negatives >= 0, "detector.min_negatives must not be negative")
 
 
 COCO_ANCHORS = (
