@@ -46,7 +46,7 @@ demo: $(STAMP)
 	@$(RUN) tools/demo.py
 
 test: $(STAMP)
-	@$(RUN) -m pytest
+	@$(RUN) -m pytest -n 2
 
 lint: $(STAMP)
 	@$(RUN) -m ruff check .

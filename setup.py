@@ -27,6 +27,6 @@ setup(
     extras_require={
         # tensorflow-addons ended with TensorFlow 2.15; Python 3.10 and 3.11
         "addons": ["tensorflow~=2.15.0", "tf_keras~=2.15.0", "tensorflow-addons~=0.23.0", "numpy<2"],
-        "dev": ["pytest>=8", "hypothesis>=6", "ruff>=0.5"],
+        "dev": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "ruff>=0.5"],
     },
 )

@@ -27,9 +27,14 @@ def shared():
 @pytest.fixture(scope="session")
 def golden(shared):
     """Loads one file of reference outputs: golden("priors") -> the arrays of priors.npz."""
-    return lambda name: np.load(shared / "golden" / f"{name}.npz", allow_pickle=False)
+
+    def load(name):
+        with np.load(shared / "golden" / f"{name}.npz", allow_pickle=False) as arrays:
+            return dict(arrays)
+
+    return load
 
 
-@pytest.fixture()
+@pytest.fixture
 def rng():
     return np.random.default_rng(0)

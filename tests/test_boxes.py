@@ -157,16 +157,16 @@ def test_letterbox_of_a_batch_and_back(rng):
 
 
 def test_letterbox_geometry_is_the_references(golden):
-    with golden("yolo_letterbox") as data:
-        geometry = data["geom_ih_iw_h_w_nw_nh_dx_dy"].tolist()
+    data = golden("yolo_letterbox")
+    geometry = data["geom_ih_iw_h_w_nw_nh_dx_dy"].tolist()
     for image_h, image_w, h, w, new_w, new_h, dx, dy in geometry:
         window = box_ops.letterbox_window(tf.constant([image_h, image_w]), (h, w))
         np.testing.assert_allclose(shown_pixels(window, (h, w)), (dx, dy, new_w, new_h), atol=5e-4)
 
 
 def test_letterboxed_boxes_are_the_references(golden):
-    with golden("yolo_letterbox") as data:
-        cases = list(zip(data["geom_ih_iw_h_w_nw_nh_dx_dy"], data["boxes_in"], data["boxes_out"]))
+    data = golden("yolo_letterbox")
+    cases = list(zip(data["geom_ih_iw_h_w_nw_nh_dx_dy"], data["boxes_in"], data["boxes_out"]))
     for (image_h, image_w, h, w, *_), before, after in cases:
         relative = (before / [image_w, image_h, image_w, image_h]).astype(np.float32)
         window = box_ops.letterbox_window(tf.constant([image_h, image_w], tf.int32), (int(h), int(w)))
