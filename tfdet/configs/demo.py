@@ -6,5 +6,5 @@ CONFIG = Config(
     detector=SsdConfig(backbone="mobilenetv2", width_multiplier=0.35),
     # shapes stand upright: a triangle on its head is none that will be asked for
     augment=AugmentConfig(vertical_flip=0.0, brightness=0.2, contrast=0.2, saturation=0.2, lighting=0.0),
-    train=TrainConfig(batch_size=16, epochs=11, learning_rate=2e-3, schedule="cosine"),
+    train=TrainConfig(batch_size=16, epochs=8, learning_rate=4e-3, schedule="cosine"),
 )
