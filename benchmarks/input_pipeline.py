@@ -12,6 +12,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported
 
+from tfdet import quiet
+
+quiet.import_tensorflow()
+
 import numpy as np
 import PIL
 import tensorflow as tf
@@ -58,7 +62,7 @@ def parse_arguments(arguments=None):
     parser.add_argument(
         "--ram-budget-mb", type=int, default=0, metavar="MB", help="hold records in memory if they fit (default: no)"
     )
-    parser.add_argument("--only", nargs="+", metavar="ROW", help="measure these rows beside decode_only")
+    parser.add_argument("--only", nargs="+", metavar="ROW", help="measure these rows beside decode_only, e.g. pipeline")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the ladder as PNG")
     return parser.parse_args(arguments)
@@ -89,7 +93,8 @@ def measure_ladder(record_set, config, images, passes, only=None) -> dict:
     detector = detectors.build(config.detector, config.num_classes)
     rungs = pipeline.ladder(record_set, config, detector.encode)
     if only:
-        rungs = {name: rung for name, rung in rungs.items() if name in ("decode_only", *only)}
+        wanted = {"decode_only", *only} | ({"prefetch"} if "pipeline" in only else set())
+        rungs = {name: rung for name, rung in rungs.items() if name in wanted}
     rates = timing.compare({name: (data, images, count) for name, (data, count) in rungs.items()}, passes)
     if "prefetch" in rates:
         rates["pipeline"] = rates["prefetch"]
@@ -146,6 +151,7 @@ def plot(rates, path):
 def summarise(rates, options, record_set, config) -> dict:
     share = rates["pipeline"].median / rates["decode_only"].median if "pipeline" in rates else None
     return {
+        "images_per_second": round(rates["pipeline"].median, 1) if "pipeline" in rates else None,
         **{name: rate.to_dict() for name, rate in rates.items()},
         "share_of_decode_only": share and round(share, 3),
         "baselines": {},

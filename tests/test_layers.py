@@ -10,7 +10,7 @@ LEVELS = (  # top first; a room is a module or a package, and rooms of one level
     {"train", "evaluate", "predict", "export", "anchors"},
     {"detectors"},
     {"data", "models", "nms", "metrics", "draw", "timing", "configs"},
-    {"schema", "boxes", "config", "compat", "addons"},
+    {"schema", "boxes", "config", "compat", "addons", "quiet"},
 )
 LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
 FILES = sorted((ROOT / "tfdet").rglob("*.py"))

@@ -1,0 +1,24 @@
+import os
+import subprocess
+import sys
+
+SCRIPT = """
+import os, sys
+from tfdet import quiet
+with quiet._without_notices():
+    os.write(2, b"I0000 00:00:1 port.cc:153] a notice\\nE0000 an error\\n")
+    print("a plain line", file=sys.stderr, flush=True)
+os.write(2, b"I0000 afterwards\\n")
+"""
+
+
+def test_only_notices_are_dropped():
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=dict(os.environ))
+    assert done.stderr.splitlines() == ["E0000 an error", "a plain line", "I0000 afterwards"]
+
+
+def test_an_error_during_the_import_is_shown():
+    script = SCRIPT.replace("I0000 00:00:1", "W0000").replace('os.write(2, b"I0000 afterwards', "raise SystemExit(3)#")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=dict(os.environ))
+    assert done.returncode == 3
+    assert "a notice" in done.stderr
