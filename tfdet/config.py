@@ -355,6 +355,7 @@ def _from_dict(values, hint, path):
 
 
 def to_json(config: Config) -> str:
+    """A config as JSON text; `from_json` reads it back."""
     return json.dumps(dataclasses.asdict(config), indent=2)
 
 

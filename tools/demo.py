@@ -115,7 +115,8 @@ def demo(options) -> dict:
     )  # fmt: skip
     quality = run("tools/evaluate.py", "--run", trained, "--data", records)
     pictures = out / "pictures"
-    run("tools/predict.py", copy_held_out(annotations, out / "held-out"), "--run", trained, "--out", pictures)
+    held_out = copy_held_out(annotations, out / "held-out")
+    run("tools/predict.py", held_out, "--run", trained, "--out", pictures, "--min-score", 0.4)
     print(f"\nlook at the boxes it found: {pictures}")
     return {
         "images_per_second": speed["images_per_second"],

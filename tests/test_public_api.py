@@ -1,0 +1,83 @@
+"""The names that programs may rely on. A change here is a change for users: it belongs into CHANGELOG.md."""
+
+import ast
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+PUBLIC = {
+    "tfdet.addons": "available get",
+    "tfdet.boxes": "area clip decode_deltas encode_deltas flip_horizontally flip_vertically from_window "
+    "intersection iou is_valid letterbox_window to_cxcywh to_window to_xyxy to_yxyx",
+    "tfdet.compat": "TF_VERSION keras",
+    "tfdet.config": "AugmentConfig Config ConfigError DataConfig NmsConfig PriorLayout SsdConfig TrainConfig "
+    "YoloConfig from_json override to_json",
+    "tfdet.configs": "load",
+    "tfdet.data.annotations": "Annotation AnnotationError KINDS Listing Problem read_annotations split_listings "
+    "to_annotation",
+    "tfdet.data.convert": "Report convert record_features",
+    "tfdet.data.errors": "AnnotationError DataError ImageError RecordError",
+    "tfdet.data.formats": "FORMATS Source read read_class_names recognise",
+    "tfdet.data.images": "EncodedImage ImageError ImageOptions STORES displayed_size read_image",
+    "tfdet.data.pipeline": "eval_dataset find_faults image_dataset ladder steps_per_epoch train_dataset without",
+    "tfdet.data.records": "RecordError RecordSet open_split parse read_index",
+    "tfdet.data.synthetic": "make_photos make_shapes write_both",
+    "tfdet.detectors": "build",
+    "tfdet.detectors.base": "Detector",
+    "tfdet.detectors.postprocess": "detect to_photo",
+    "tfdet.detectors.priors": "count_priors load_priors make_priors save_priors to_cxcywh to_xyxy",
+    "tfdet.detectors.runs": "load",
+    "tfdet.detectors.ssd": "Ssd detection_rows",
+    "tfdet.detectors.yolo": "Yolo",
+    "tfdet.draw": "class_colour draw_boxes",
+    "tfdet.evaluate": "coco_results collect evaluate summarise",
+    "tfdet.metrics": "Detections GroundTruth coco_ap mean_ap voc_ap voc_curves",
+    "tfdet.models.darknet": "build",
+    "tfdet.models.layers": "CaffePreprocess Columns L2Normalization batch_norm clone_with_batch_norm prior_layout "
+    "ssd_outputs",
+    "tfdet.models.mobilenet": "build",
+    "tfdet.models.ssd_vgg": "build",
+    "tfdet.models.weights": "Audit WeightsError load_by_name",
+    "tfdet.nms": "non_max_suppression",
+    "tfdet.predict": "Prediction Predictor find_images load",
+    "tfdet.schema": "record_features",
+    "tfdet.timing": "Rate compare measure peak_rss_mb",
+    "tfdet.train.devices": "choose_strategy describe describe_gpus",
+    "tfdet.train.loop": "TrainingError fit",
+    "tfdet.train.setup": "build_model enable_determinism freeze new_model synchronise_batch_norm",
+    "tfdet.train.step": "distribute make_eval_step make_train_step require_even_split",
+}
+
+
+def public_names(module):
+    """`__all__` where there is one, else the functions and classes that the module defines."""
+    if hasattr(module, "__all__"):
+        return set(module.__all__)
+    with open(module.__file__, encoding="utf-8") as file:
+        body = ast.parse(file.read()).body
+    return {node.name for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name[0] != "_"}
+
+
+@pytest.mark.parametrize("name", list(PUBLIC))
+def test_exported_names(name):
+    module = importlib.import_module(name)
+    assert public_names(module) == set(PUBLIC[name].split())
+    assert module.__doc__
+    for exported in public_names(module):
+        value = getattr(module, exported)
+        assert not callable(value) or value.__doc__, f"{name}.{exported} has no docstring"
+
+
+def test_importing_the_package_does_no_work():
+    code = "import sys, tfdet; print('tensorflow' in sys.modules, 'numpy' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["False", "False"]
+
+
+def test_conversion_needs_no_tensorflow():
+    """Its worker processes start at once, because none of them imports TensorFlow."""
+    code = "import sys; import tfdet.data.convert, tfdet.data.synthetic; print('tensorflow' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["False"]
