@@ -117,7 +117,7 @@ def bottleneck(rates) -> str:
     return text
 
 
-def show(rates, file=sys.stderr):
+def show(rates):
     table = Table(title="input pipeline, cut off after each stage")
     for heading in ("stage", "images/s", "min", "max", "core-ms / image", "of decode_only"):
         table.add_column(heading, justify="left" if heading == "stage" else "right")
@@ -128,7 +128,7 @@ def show(rates, file=sys.stderr):
             name, f"{rate.median:,.0f}", f"{low:,.0f}", f"{high:,.0f}", f"{rate.median_core_ms:.2f}",
             f"{rate.median / base:.2f}",
         )  # fmt: skip
-    Console(file=file, width=100).print(table)
+    Console(stderr=True, width=100).print(table)
 
 
 def plot(rates, path):
