@@ -15,7 +15,7 @@ def detect(detector, config: Config, predictions, image_size, score_threshold=No
         predictions: the model's dict.
         image_size: int32 [B, 2] height, width of the photos in pixels; how a letterbox was placed follows from it.
         score_threshold: None: the config's.
-        compiled: whether XLA compiles the inner loops of the suppression, see nms.py.
+        compiled: whether XLA compiles the inner loops of the suppression, see nms.
     Returns:
         dict: boxes float32 [B, K, 4] xyxy relative to the PHOTO, clipped to it; scores float32 [B, K];
         labels int32 [B, K], padding -1; num_detections int32 [B].
