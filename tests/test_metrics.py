@@ -1,13 +1,7 @@
-"""Average precision against slow twins, pycocotools and hand-computed cases."""
-
-import contextlib
-import io
-import time
+"""Average precision against slow twins and hand-computed cases."""
 
 import numpy as np
 import pytest
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from tfdet import metrics
 
@@ -53,57 +47,22 @@ def random_case(rng, images=12, classes=3, boxes=40, found=120, crowded=0.1):
 # --- COCO ---------------------------------------------------------------------------------------
 
 
-def pycocotools(truth, detections, classes):
-    """The twelve figures and AP per class as pycocotools gives them."""
-    size = truth.boxes[:, 2:] - truth.boxes[:, :2]
-    annotations = [
-        {
-            "id": i + 1,
-            "image_id": int(truth.image[i]),
-            "category_id": int(truth.label[i]),
-            "bbox": [*truth.boxes[i, :2].tolist(), *size[i].tolist()],
-            "area": float(size[i].prod()),
-            "iscrowd": int(truth.ignore[i]),
-        }
-        for i in range(len(truth.image))
-    ]
-    d = detections
-    rows = np.column_stack([d.image, d.boxes[:, :2], d.boxes[:, 2:] - d.boxes[:, :2], d.scores, d.label])
-    with contextlib.redirect_stdout(io.StringIO()):
-        images = np.union1d(truth.image, d.image).tolist()
-        coco = COCO()
-        coco.dataset = {
-            "info": {},
-            "images": [{"id": i} for i in images],
-            "categories": [{"id": c} for c in range(classes)],
-            "annotations": annotations,
-        }
-        coco.createIndex()
-        run = COCOeval(coco, coco.loadRes(rows), "bbox")
-        run.evaluate()
-        run.accumulate()
-        run.summarize()
-    precision = run.eval["precision"][:, :, :, 0, -1]
-    per_class = [p[p > -1].mean() if (p > -1).any() else np.nan for p in precision.transpose(2, 0, 1)]
-    return np.where(run.stats == -1, np.nan, run.stats), per_class
+def test_coco_of_a_hand_made_case():
+    # one box found with IoU 0.8 (8 x 10 of 10 x 10), one missed: right at thresholds 0.5 to 0.8, 7 of 10, and recall
+    # never passes a half: 51 of the 101 recall points have precision 1
+    truth = truth_of([(0, 0, [0, 0, 10, 10], False), (1, 0, [0, 0, 10, 10], False)])
+    ours = metrics.coco_ap(truth, detections_of([(0, 0, [0, 0, 8, 10], 0.9)]), 1)
+    assert ours["ap50"] == pytest.approx(51 / 101)
+    assert ours["ap"] == pytest.approx(0.7 * 51 / 101)
+    assert ours["ar100"] == pytest.approx(0.7 * 0.5)
+    assert ours["ap_small"] == ours["ap"]
+    assert np.isnan(ours["ap_large"])
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_coco_equals_pycocotools(seed):
-    rng = np.random.default_rng(seed)
-    truth, detections = random_case(rng, boxes=40 + 20 * seed, found=100 + 50 * seed, crowded=0.15)
-    stats, per_class = pycocotools(truth, detections, 4)
-    ours = metrics.coco_ap(truth, detections, 4)
-    np.testing.assert_allclose([ours[key] for key in COCO_KEYS], stats, rtol=0, atol=1e-12)
-    np.testing.assert_allclose(ours["per_class"], per_class, rtol=0, atol=1e-12)
-
-
-def test_coco_counts_the_best_hundred_of_an_image_and_class():
-    rng = np.random.default_rng(9)
-    truth, detections = random_case(rng, images=2, classes=1, boxes=10, found=500)
-    stats, _ = pycocotools(truth, detections, 1)
-    ours = metrics.coco_ap(truth, detections, 1)
-    np.testing.assert_allclose([ours[key] for key in COCO_KEYS], stats, rtol=0, atol=1e-12)
+def test_coco_does_not_count_what_lies_in_a_crowd():
+    truth = truth_of([(0, 0, [0, 0, 10, 10], False), (0, 0, [20, 20, 90, 90], True)])
+    found = detections_of([(0, 0, [0, 0, 10, 10], 0.5), (0, 0, [30, 30, 40, 40], 0.9), (0, 0, [50, 50, 60, 60], 0.8)])
+    assert metrics.coco_ap(truth, found, 1)["ap"] == pytest.approx(1.0)
 
 
 def test_coco_of_nothing():
@@ -219,13 +178,3 @@ def test_the_order_of_images_does_not_matter(rng):
     mixed = metrics.Detections(found.image[d], found.label[d], found.boxes[d], found.scores[d])
     np.testing.assert_array_equal(metrics.voc_ap(truth, found, 3), metrics.voc_ap(mixed_truth, mixed, 3))
     assert metrics.coco_ap(truth, found, 3)["ap"] == metrics.coco_ap(mixed_truth, mixed, 3)["ap"]
-
-
-def test_5000_images_with_100_detections_each_take_seconds():
-    rng = np.random.default_rng(0)
-    truth, found = random_case(rng, images=5000, classes=20, boxes=35_000, found=500_000)
-    start = time.process_time()
-    for method in ("area", "11point"):
-        metrics.voc_ap(truth, found, 20, method=method)
-    metrics.coco_ap(truth, found, 20)
-    assert time.process_time() - start < 15

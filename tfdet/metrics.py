@@ -1,16 +1,20 @@
-"""Average precision of detections, in numpy float64: Pascal VOC (2007's 11 points, or the area) and COCO.
+"""Average precision of detections, in float64: Pascal VOC (2007's 11 points, or the area), and COCO by pycocotools.
 
-Boxes come as flat arrays over all images, so everything is vectorised over images and classes.
+Boxes come as flat arrays over all images, so VOC's is vectorised over images and classes.
 """
 
+import contextlib
+import io
 from dataclasses import dataclass
 
 import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
-COCO_THRESHOLDS = np.linspace(0.5, 0.95, 10)
-COCO_RECALLS = np.linspace(0.0, 1.0, 101)
-COCO_AREAS = {"all": (0, 1e5**2), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e5**2)}
-COCO_MAX_DETECTIONS = 100  # an image and class
+COCO_FIGURES = (
+    "ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large",
+    "ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -116,102 +120,43 @@ def _eleven_point_ap(recall, precision):
 
 
 def coco_ap(truth, detections, num_classes) -> dict:
-    """COCO's twelve figures, equal to pycocotools'; a figure nothing is known about is NaN where pycocotools has -1.
-
-    Equal scores count in the order of the image numbers.
+    """COCO's twelve figures as pycocotools computes them; a figure nothing is known about is NaN, where it has -1.
 
     Returns:
         dict: ap, ap50, ap75, ap_small, ap_medium, ap_large, ar1, ar10, ar100, ar_small, ar_medium, ar_large: float;
         per_class, per_class50: float64 [C], AP over all thresholds and at IoU 0.5.
     """
-    matcher = _CocoMatcher(truth, detections, num_classes)
-    figures = {name: matcher.curves(limits) for name, limits in COCO_AREAS.items()}
-    precision = {name: precision for name, (precision, _) in figures.items()}  # [C, T]
-    recall = {name: recall for name, (_, recall) in figures.items()}
-    few = {count: matcher.curves(COCO_AREAS["all"], count)[1] for count in (1, 10)}
-    sizes = ("small", "medium", "large")
+    images = [{"id": int(image)} for image in np.union1d(truth.image, detections.image)]
+    annotated = _coco_set(images, truth, num_classes, iscrowd=np.asarray(truth.ignore, int))
+    found = _coco_set(images, detections, num_classes, score=np.asarray(detections.scores, np.float64))
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints tables
+        run = COCOeval(annotated, found, "bbox")
+        run.evaluate()
+        run.accumulate()
+        run.summarize()
+    precision = np.where(run.eval["precision"] < 0, np.nan, run.eval["precision"])[:, :, :, 0, -1]  # [T, recall, C]
     return {
-        "ap": mean_ap(precision["all"]),
-        "ap50": mean_ap(precision["all"][:, 0]),
-        "ap75": mean_ap(precision["all"][:, 5]),
-        **{f"ap_{size}": mean_ap(precision[size]) for size in sizes},
-        **{f"ar{count}": mean_ap(values) for count, values in few.items()},
-        "ar100": mean_ap(recall["all"]),
-        **{f"ar_{size}": mean_ap(recall[size]) for size in sizes},
-        "per_class": precision["all"].mean(1),
-        "per_class50": precision["all"][:, 0],
+        **{name: float("nan" if value < 0 else value) for name, value in zip(COCO_FIGURES, run.stats)},
+        "per_class": precision.mean((0, 1)),
+        "per_class50": precision[0].mean(0),
     }
 
 
-class _CocoMatcher:
-    """Detections and boxes prepared once for all area ranges: the pairs that overlap by at least 0.5."""
-
-    def __init__(self, truth, detections, num_classes):
-        self.truth, self.num_classes = truth, num_classes
-        # from here on detections are sorted by score, those of one image and class cut after the best 100
-        order = np.lexsort((detections.image, -detections.scores))
-        rank = _rank(_group(detections, num_classes)[order])
-        order, self.rank = order[rank < COCO_MAX_DETECTIONS], rank[rank < COCO_MAX_DETECTIONS]
-        self.label, boxes = detections.label[order], detections.boxes[order]
-        self.area = np.prod(boxes[:, 2:] - boxes[:, :2], -1)
-        self.truth_area = np.prod(truth.boxes[:, 2:] - truth.boxes[:, :2], -1)
-
-        kept = Detections(detections.image[order], self.label, boxes, detections.scores[order])
-        d, t = _pairs(kept, truth, num_classes)
-        iou = _coco_iou(boxes[d], truth.boxes[t], truth.ignore[t])
-        near = iou >= COCO_THRESHOLDS[0]
-        d, t, iou = d[near], t[near], iou[near]
-        by_rank = np.lexsort((t, d, self.rank[d]))
-        self.d, self.t, self.iou = d[by_rank], t[by_rank], iou[by_rank]
-        self.rounds = np.searchsorted(self.rank[self.d], np.arange(COCO_MAX_DETECTIONS + 1))
-
-    def curves(self, limits, max_detections=COCO_MAX_DETECTIONS):
-        """Mean precision over 101 recalls and final recall, float64 [C, T] each, NaN for classes without boxes."""
-        low, high = limits
-        ignore = self.truth.ignore | (self.truth_area < low) | (self.truth_area > high)
-        found, neutral = self._match(ignore)
-        neutral |= ~found & ((self.area < low) | (self.area > high))
-        right, wrong = found & ~neutral, ~found & ~neutral  # [T, N]
-        precision = np.full((self.num_classes, len(COCO_THRESHOLDS)), np.nan)
-        recall = precision.copy()
-        for label in range(self.num_classes):
-            counted = np.sum((self.truth.label == label) & ~ignore)
-            own = (self.label == label) & (self.rank < max_detections)
-            if counted:
-                curve = _coco_curve(right[:, own], wrong[:, own], counted)
-                precision[label], recall[label] = curve
-        return precision, recall
-
-    def _match(self, ignore):
-        """bool [T, N], bool [T, N]: detections that got a box, and those whose box is ignored.
-
-        All images and classes take turns together: first every best detection chooses, then every second best, ...
-        A detection takes the free box it overlaps most, the last of equals; ignored boxes only if there is no
-        other, and crowds stay free for ever.
-        """
-        thresholds = np.minimum(COCO_THRESHOLDS, 1 - 1e-10)[:, None]
-        free = np.ones((len(thresholds), len(ignore)), bool)
-        found = np.zeros((len(thresholds), len(self.label)), bool)
-        neutral = found.copy()
-        for start, end in zip(self.rounds[:-1], self.rounds[1:]):
-            d, t, iou = self.d[start:end], self.t[start:end], self.iou[start:end]
-            possible = (free[:, t] | self.truth.ignore[t]) & (iou >= thresholds)
-            for candidates in (possible & ~ignore[t], possible & ignore[t]):
-                row, choice = _last_best(d, np.where(candidates & ~found[:, d], iou, -1.0))
-                found[row, d[choice]], free[row, t[choice]] = True, False
-                neutral[row, d[choice]] = ignore[t[choice]]
-        return found, neutral
-
-
-def _coco_curve(right, wrong, counted):
-    """Mean precision and final recall, float64 [T] each, of verdicts bool [T, N] by falling score."""
-    tp, fp = np.cumsum(right, 1, dtype=np.float64), np.cumsum(wrong, 1, dtype=np.float64)
-    recall, precision = tp / counted, tp / (fp + tp + np.spacing(1))
-    envelope = np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]
-    envelope = np.concatenate([envelope, np.zeros((len(envelope), 1))], 1)
-    places = [np.searchsorted(row, COCO_RECALLS, side="left") for row in recall]
-    mean = np.array([row[place].mean() for row, place in zip(envelope, places)])
-    return mean, recall[:, -1] if recall.shape[1] else np.zeros(len(recall))
+def _coco_set(images, boxes, num_classes, **columns):
+    """Flat arrays as the data set object that COCOeval takes; `columns` are added to every annotation."""
+    sizes = boxes.boxes[:, 2:] - boxes.boxes[:, :2]
+    names, values = list(columns), [column.tolist() for column in columns.values()]
+    rows = zip(boxes.image.tolist(), boxes.label.tolist(), boxes.boxes[:, :2].tolist(), sizes.tolist(), *values)
+    result = COCO()
+    result.dataset = {"info": {}, "images": images, "categories": [{"id": label} for label in range(num_classes)]}
+    result.dataset["annotations"] = [
+        {"id": number, "image_id": image, "category_id": label, "bbox": low + size, "area": size[0] * size[1],
+         "iscrowd": 0, **dict(zip(names, rest))}
+        for number, (image, label, low, size, *rest) in enumerate(rows, 1)
+    ]  # fmt: skip
+    with contextlib.redirect_stdout(io.StringIO()):
+        result.createIndex()
+    return result
 
 
 # --- flat arrays --------------------------------------------------------------------------------
@@ -239,33 +184,10 @@ def _starts(sorted_values):
     return np.flatnonzero(np.diff(sorted_values, prepend=np.nan))
 
 
-def _rank(groups):
-    """How many of the same group come before: int64 [N] -> int64 [N]."""
-    order = np.argsort(groups, kind="stable")
-    starts = _starts(groups[order])
-    lengths = np.diff(starts, append=len(groups))
-    rank = np.empty(len(groups), np.int64)
-    rank[order] = np.arange(len(groups)) - np.repeat(starts, lengths)
-    return rank
-
-
 def _first_best(owner, values):
     """Index of the first largest value of each run of equal `owner`: int64 [P], float64 [P] -> int64 [R]."""
     order = np.lexsort((np.arange(len(values)), -values, owner))
     return order[_starts(owner[order])]
-
-
-def _last_best(owner, values):
-    """Row and index of the last largest value, if not negative, of each run of `owner` [P] in values [T, P]."""
-    starts = _starts(owner)
-    if not len(starts):
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    lengths = np.diff(starts, append=len(owner))
-    best = np.repeat(np.maximum.reduceat(values, starts, axis=1), lengths, axis=1)
-    index = np.where((values == best) & (values >= 0), np.arange(len(owner)), -1)
-    index = np.maximum.reduceat(index, starts, axis=1)
-    row, run = np.nonzero(index >= 0)
-    return row, index[row, run]
 
 
 def _iou(a, b, extra):
@@ -274,13 +196,3 @@ def _iou(a, b, extra):
     shared = np.prod(size, -1)
     union = np.prod(a[:, 2:] - a[:, :2] + extra, -1) + np.prod(b[:, 2:] - b[:, :2] + extra, -1) - shared
     return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
-
-
-def _coco_iou(a, b, crowd):
-    """As `_iou`, in COCO's x, y, width, height arithmetic; of a crowd, the share of the detection that lies in it."""
-    size_a, size_b = a[:, 2:] - a[:, :2], b[:, 2:] - b[:, :2]
-    shared = np.minimum(size_a + a[:, :2], size_b + b[:, :2]) - np.maximum(a[:, :2], b[:, :2])
-    shared = np.prod(np.maximum(shared, 0.0), -1)
-    area_a = np.prod(size_a, -1)
-    union = np.where(crowd, area_a, area_a + np.prod(size_b, -1) - shared)
-    return np.divide(shared, union, out=np.zeros_like(shared), where=shared > 0)
