@@ -36,7 +36,7 @@ ifeq ($(STACK),addons)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info >= (3, 12))' || \
 		{ echo "tensorflow-addons needs Python 3.10 or 3.11: make install STACK=addons PYTHON=python3.11" >&2; exit 2; }
 endif
-	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	@$(RUN) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (some minutes the first time)" >&2
 	@if [ -t 1 ]; then quiet=; else quiet=-q; fi; \
 		$(RUN) -m pip install $$quiet --disable-pip-version-check -c $(CONSTRAINTS) -e ".[$(EXTRAS)]"

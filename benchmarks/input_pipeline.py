@@ -37,6 +37,8 @@ AUGMENTS = {
     "none": configs_module.NO_AUGMENT,
 }
 
+ROWS = ("pipeline", "read", "parse", "plan", "decode_crop", "resize", "batch", "batch_stage", "prefetch")
+
 EPILOG = """
 Without --data a set of photo-like 640-pixel JPEGs is drawn once and kept in benchmarks/data/.
 decode_only is a parallel map of tf.io.decode_jpeg over the same records, whole images, in file order. The other rows
@@ -62,7 +64,9 @@ def parse_arguments(arguments=None):
     parser.add_argument(
         "--ram-budget-mb", type=int, default=0, metavar="MB", help="hold records in memory if they fit (default: no)"
     )
-    parser.add_argument("--only", nargs="+", metavar="ROW", help="measure these rows beside decode_only, e.g. pipeline")
+    parser.add_argument(
+        "--only", nargs="+", metavar="ROW", choices=ROWS, help="measure these rows beside decode_only, e.g. pipeline"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the ladder as PNG")
     return parser.parse_args(arguments)
@@ -154,7 +158,6 @@ def summarise(rates, options, record_set, config) -> dict:
         "images_per_second": round(rates["pipeline"].median, 1) if "pipeline" in rates else None,
         **{name: rate.to_dict() for name, rate in rates.items()},
         "share_of_decode_only": share and round(share, 3),
-        "baselines": {},
         "peak_rss_mb": round(timing.peak_rss_mb()),
         "machine": {"cores": os.cpu_count(), "processor": platform.processor() or platform.machine()},
         "versions": {
@@ -187,6 +190,7 @@ def main(arguments=None) -> int:
     if options.plot:
         plot(rates, options.plot)
     if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(summary))
     return 0

@@ -12,6 +12,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported
 
+from tfdet import quiet
+
+quiet.import_tensorflow()
+
 import numpy as np
 import tensorflow as tf
 from baselines_targets import ssd_targets, yolo_targets

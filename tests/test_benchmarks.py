@@ -30,7 +30,7 @@ def test_the_ladder_is_measured_and_written(tmp_path, capsys, input_pipeline):
     summary = json.loads(printed.out.splitlines()[-1])
     assert summary == json.loads((tmp_path / "a.json").read_text())
     stages = {"decode_only", "read", "parse", "plan", "decode_crop", "resize", "batch", "batch_stage", "prefetch"}
-    assert stages | {"pipeline", "share_of_decode_only", "baselines", "machine", "versions", "config"} <= set(summary)
+    assert stages | {"pipeline", "share_of_decode_only", "machine", "versions", "config"} <= set(summary)
     assert summary["pipeline"]["images_per_second"] > 0
     assert summary["share_of_decode_only"] > 0
     assert "most of the time goes into" in printed.err

@@ -36,19 +36,20 @@ class Parrot:
         return tf.gather(self.boxes, predictions["row"]), tf.gather(self.scores, predictions["row"])
 
 
-def batches(boxes, labels, sizes, batch_size=2):
+def batches(boxes, labels, sizes, batch_size=2, difficult=None):
     """Rows with given boxes [N, M, 4], labels [N, M], sizes [N, 2]; the last batch filled up as the pipeline does."""
     number = len(boxes)
     fill = -number % batch_size
     rows = {
         schema.IMAGE: np.arange(number).reshape(-1, 1, 1, 1).astype(np.uint8) + np.zeros((1, 2, 2, 3), np.uint8),
-        schema.BOXES: np.float32(boxes),
-        schema.LABELS: np.int32(labels),
+        schema.TRUE_BOXES: np.float32(boxes),
+        schema.TRUE_LABELS: np.int32(labels),
+        schema.TRUE_DIFFICULT: np.zeros(np.shape(labels), bool) if difficult is None else np.array(difficult),
         schema.IMAGE_ID: np.array([f"image {i}" for i in range(number)]),
         schema.IMAGE_SIZE: np.int32(sizes),
     }
     rows = {key: np.concatenate([value, value[:1].repeat(fill, 0)]) for key, value in rows.items()}
-    rows[schema.LABELS][number:], rows[schema.IMAGE_ID][number:] = schema.IGNORE, ""
+    rows[schema.IMAGE_ID][number:] = ""
     return tf.data.Dataset.from_tensor_slices(rows).batch(batch_size)
 
 
@@ -106,16 +107,38 @@ def test_batch_size_and_order_do_not_matter(scene, rng):
     assert mixed["map50"] == pytest.approx(want)
 
 
-def test_boxes_to_ignore_count_for_no_class():
-    """One image: a box to find, and one of unknown class that is found as red and as green."""
+def test_a_difficult_box_is_ignored_for_its_class_alone():
+    """A box to find, and a difficult green one that is found as green, which is no mistake, and as red, which is."""
     boxes = [[[0.1, 0.1, 0.3, 0.3], [0.5, 0.5, 0.9, 0.9], [0.5, 0.5, 0.9, 0.9]]]
-    answers = Parrot(boxes, [one_hot([2, 0, 1])[...]])
-    truth = [[2, schema.IGNORE, schema.BACKGROUND]]
-    out = run(answers, batches(boxes, truth, [[100, 100]], 1))
-    assert out["map50"] == 1.0
-    assert out["coco_ap"] == pytest.approx(1.0)
-    assert [row["boxes"] for row in out["per_class"].values()] == [0, 0, 1]
-    assert np.isnan(out["per_class"]["red"]["ap50"])
+    answers = Parrot(boxes, [np.stack([one_hot(0, 0.5), one_hot(1, 0.9), one_hot(0, 0.8)])])
+    truth, difficult = [[0, 1, schema.BACKGROUND]], [[False, True, False]]
+    out = run(answers, batches(boxes, truth, [[100, 100]], 1, difficult))
+    assert [row["boxes"] for row in out["per_class"].values()] == [1, 0, 0]
+    assert out["per_class"]["red"]["ap50"] == 0.5  # the mistake scores higher than what is right
+    assert np.isnan(out["per_class"]["green"]["ap50"])
+    assert out["coco_ap"] == pytest.approx(0.5)
+
+
+def test_the_pipeline_hands_annotations_through_untouched(tmp_path):
+    """A box of less than a pixel at the network's size, and a difficult one: both are in the truth."""
+    from PIL import Image
+
+    from tfdet.data.annotations import Listing
+    from tfdet.data.convert import convert
+    from tfdet.data.formats.common import make_listing
+
+    Image.new("RGB", (3000, 1000), "gray").save(tmp_path / "a.jpg")
+    rows = [[10, 10, 19, 12, 1], [1000, 100, 2000, 900, 0]]
+    listing: Listing = make_listing(
+        "test", str(tmp_path / "a.jpg"), "a.jpg", rows, [1, 2], in_pixels=True, difficult=[False, True]
+    )
+    convert({"val": [listing]}, tmp_path / "out", "t", NAMES)
+    config = configs.load("ssd300_mobilenetv2")
+    (batch,) = pipeline.eval_dataset(open_split(tmp_path / "out", "val"), config).take(1)
+    assert batch[schema.LABELS][0, :2].numpy().tolist() == [schema.BACKGROUND, schema.IGNORE]
+    assert batch[schema.TRUE_LABELS][0, :3].numpy().tolist() == [1, 0, schema.BACKGROUND]
+    assert batch[schema.TRUE_DIFFICULT][0, :3].numpy().tolist() == [False, True, False]
+    np.testing.assert_allclose(batch[schema.TRUE_BOXES][0, 0] * [3000, 1000, 3000, 1000], rows[0][:4], atol=1e-2)
 
 
 def test_nothing_annotated_and_nothing_found():
@@ -136,7 +159,7 @@ def test_letterboxed_boxes_come_back_to_the_photo(rng):
     np.testing.assert_allclose(seen[0, 0, 1] * 416, 156 + boxes[0, 0, 1] * 104, rtol=1e-5)
     np.testing.assert_allclose(postprocess.to_photo(seen, config, sizes), boxes, atol=1e-6)
     labels = rng.integers(0, 3, (2, 3))
-    out = run(Parrot(seen, one_hot(labels)), batches(seen, labels, sizes), config)
+    out = run(Parrot(seen, one_hot(labels)), batches(boxes, labels, sizes), config)
     assert out["coco_ap"] == pytest.approx(1.0)
     np.testing.assert_allclose(out["detections"][0]["true_boxes"], boxes[0] * [400, 100, 400, 100], atol=1e-3)
 

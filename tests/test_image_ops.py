@@ -86,9 +86,14 @@ class TestPlace:
         assert target.tolist() == [0, 0, 8, 8]
 
     def test_a_window_beside_the_image_still_has_a_pixel_of_it(self):
-        crop, target, _, _ = place((2.0, 2.0, 3.0, 3.0), (10, 10), (8, 8))
-        assert crop[2:].tolist() == [1, 1]
-        assert (target[2:] >= 1).all()
+        for window in ((2.0, 2.0, 3.0, 3.0), (-3.0, -3.0, -2.0, -2.0), (1.5, -0.5, 2.5, 0.5)):
+            crop, target, _, _ = place(window, (10, 10), (8, 8))
+            assert (crop >= 0).all()
+            assert (crop[:2] + crop[2:] <= 10).all()
+            assert (target >= 0).all()
+            assert (target[:2] + target[2:] <= 8).all()
+            assert (crop[2:] >= 1).all()
+            assert (target[2:] >= 1).all()
 
 
 class TestDecodeCrop:

@@ -86,6 +86,13 @@ class TestBatches:
         if shuffle != "none":
             assert ids(epochs[:3]) != ids(epochs[3:])
 
+    @pytest.mark.parametrize("shuffle", ["global", "sequential"])
+    def test_a_batch_larger_than_the_data_set(self, record_set, shuffle):
+        config = make_config(shuffle=shuffle, batch_size=3 * NUMBER)
+        for batch in batches(pipeline.train_dataset(record_set, config, encode), 2):
+            assert ids([batch]).count(b"") == 2 * NUMBER
+            assert len(set(ids([batch]))) == NUMBER + 1
+
     def test_two_seeds_differ(self, record_set):
         one, other = (batches(pipeline.train_dataset(record_set, make_config(seed=seed)), 3) for seed in (0, 1))
         assert ids(one) != ids(other)
@@ -269,7 +276,3 @@ class TestFaults:
         assert [number for number, _ in faults] == [1, 3]
         assert all(path in text for _, text in faults)
         assert "record 1 " in faults[0][1]
-        rest = pipeline.without(record_set, [number for number, _ in faults])
-        assert rest.num_images == 10
-        (batch,) = batches(pipeline.eval_dataset(rest, make_config(batch_size=10)), 1)
-        assert b"" not in batch["image_id"]

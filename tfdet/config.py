@@ -130,6 +130,8 @@ class SsdConfig:
     def __post_init__(self):
         _one_of("detector.backbone", self.backbone, SSD_BACKBONES)
         _one_of("detector.matching", self.matching, MATCHING_RULES)
+        only_wide = self.backbone != "vgg16" or self.width_multiplier == 1
+        _require(only_wide, "detector.width_multiplier is for mobilenetv2; vgg16 has one width")
         _require(0 < self.match_iou <= 1, f"detector.match_iou is {self.match_iou}; it lies above 0, up to 1")
         _require(self.neg_pos_ratio >= 0, "detector.neg_pos_ratio must not be negative")
         _require(self.min_negatives >= 0, "detector.min_negatives must not be negative")
@@ -211,6 +213,12 @@ class AugmentConfig:
         _one_of("augment.geometry", self.geometry, GEOMETRIES)
         for name in ("horizontal_flip", "vertical_flip", "crop_probability", "expand_probability"):
             _require(0 <= getattr(self, name) <= 1, f"augment.{name} is a probability")
+        for name in ("crop_area", "crop_aspect", "scale"):
+            low, high = getattr(self, name)
+            _require(0 < low <= high, f"augment.{name} is ({low}, {high}); it needs 0 < low <= high")
+        _require(self.crop_area[1] <= 1, "augment.crop_area is a share of the image: at most 1")
+        _require(0 <= self.jitter < 1, f"augment.jitter is {self.jitter}; it lies in [0, 1)")
+        _require(self.expand_ratio >= 1, f"augment.expand_ratio is {self.expand_ratio}; it is at least 1")
 
 
 NO_AUGMENT = AugmentConfig(
@@ -243,6 +251,8 @@ class DataConfig:
     def __post_init__(self):
         _one_of("data.resize", self.resize, RESIZE_MODES)
         _one_of("data.shuffle", self.shuffle, SHUFFLE_MODES)
+        _require(self.shuffle_buffer > 0, f"data.shuffle_buffer is {self.shuffle_buffer}; it must be positive")
+        _require(self.prefetch >= 0, f"data.prefetch is {self.prefetch}; it must not be negative")
 
 
 @dataclass(frozen=True)
@@ -267,6 +277,10 @@ class TrainConfig:
 
     def __post_init__(self):
         _require(self.batch_size > 0, f"train.batch_size is {self.batch_size}; it must be positive")
+        _require(self.epochs > 0, f"train.epochs is {self.epochs}; it must be positive")
+        _require(self.learning_rate > 0, f"train.learning_rate is {self.learning_rate}; it must be positive")
+        for name in ("steps_per_epoch", "max_minutes", "warmup_steps", "weight_decay", "clip_norm"):
+            _require(getattr(self, name) >= 0, f"train.{name} is {getattr(self, name)}; it must not be negative")
         _one_of("train.optimizer", self.optimizer, ("adam", "sgd", "adamw"))
         _one_of("train.schedule", self.schedule, ("constant", "cosine"))
         _one_of("train.precision", self.precision, ("float32", "mixed_float16", "mixed_bfloat16"))

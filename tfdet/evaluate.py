@@ -13,13 +13,14 @@ from tfdet.detectors import postprocess
 def evaluate(model, detector, dataset, config: Config, class_names, progress=None) -> dict:
     """Detects on every image of a data set and compares with its boxes, in pixels of the photos.
 
-    Boxes labelled -2 (difficult, crowd) are regions to ignore for every class, because their own class is not
-    known here: finding them is no mistake, missing them neither. Rows without an image_id fill up a batch and
-    padding fills up the boxes; neither counts.
+    A difficult box (VOC; COCO's crowd) need not be found, and finding it as its class is no mistake. Every annotated
+    box counts, however small it is at the network's size. Rows without an image_id fill up a batch and padding fills
+    up the boxes; neither counts.
 
     Args:
         model: images uint8 [B, H, W, 3] -> predictions.
-        dataset: batches with image, boxes, labels, image_id, image_size, such as `pipeline.eval_dataset` gives.
+        dataset: batches with image, image_id, image_size, true_boxes, true_labels, true_difficult, as
+            `pipeline.eval_dataset` gives.
         class_names: C names.
         progress: called with the number of rows after each batch.
     Returns:
@@ -36,14 +37,12 @@ def collect(model, detector, dataset, config: Config, progress=None) -> list[dic
 
     Returns:
         list of dicts: image_id str, size (height, width), boxes [N, 4] in pixels, scores [N], labels [N],
-        and true_boxes [M, 4] in pixels, true_labels [M] without padding.
+        and true_boxes [M, 4] in pixels, true_labels [M], true_difficult [M] without padding.
     """
-
     detect, images = _detector_function(model, detector, config), []
     for batch in dataset:
         found = detect(batch[schema.IMAGE], batch[schema.IMAGE_SIZE])
-        true_boxes = postprocess.to_photo(batch[schema.BOXES], config, batch[schema.IMAGE_SIZE])
-        images += _images(batch, found, true_boxes)
+        images += _images(batch, found)
         if progress:
             progress(len(batch[schema.IMAGE_ID]))
     return images
@@ -56,28 +55,30 @@ def _detector_function(model, detector, config):
     )
 
 
-def _images(batch, found, true_boxes):
+def _images(batch, found):
     """One dict for each row of a batch that is an image."""
-    ids, sizes, labels = (batch[key].numpy() for key in (schema.IMAGE_ID, schema.IMAGE_SIZE, schema.LABELS))
-    found, true_boxes = {key: value.numpy() for key, value in found.items()}, true_boxes.numpy()
-    for row in np.flatnonzero(ids != b""):
-        count, real = found[schema.NUM_DETECTIONS][row], labels[row] != schema.BACKGROUND
-        pixels = np.tile(sizes[row][::-1], 2).astype(np.float64)
+    batch = {key: value.numpy() for key, value in batch.items() if key != schema.IMAGE}
+    found = {key: value.numpy() for key, value in found.items()}
+    for row in np.flatnonzero(batch[schema.IMAGE_ID] != b""):
+        size, count = batch[schema.IMAGE_SIZE][row], found[schema.NUM_DETECTIONS][row]
+        real = batch[schema.TRUE_LABELS][row] != schema.BACKGROUND
+        pixels = np.tile(size[::-1], 2).astype(np.float64)
         yield {
-            "image_id": ids[row].decode(),
-            "size": tuple(sizes[row].tolist()),
+            "image_id": batch[schema.IMAGE_ID][row].decode(),
+            "size": tuple(size.tolist()),
             "boxes": found[schema.BOXES][row, :count] * pixels,
             "scores": found[schema.SCORES][row, :count],
             "labels": found[schema.LABELS][row, :count],
-            "true_boxes": true_boxes[row, real] * pixels,
-            "true_labels": labels[row, real],
+            "true_boxes": batch[schema.TRUE_BOXES][row, real] * pixels,
+            "true_labels": batch[schema.TRUE_LABELS][row, real],
+            "true_difficult": batch[schema.TRUE_DIFFICULT][row, real],
         }
 
 
 def summarise(images, class_names) -> dict:
     """The figures of `evaluate` for what `collect` gave."""
     number = len(class_names)
-    truth, detections = _truth(images, number), _detections(images)
+    truth, detections = _truth(images), _detections(images)
     area = metrics.voc_ap(truth, detections, number, method="area")
     points = metrics.voc_ap(truth, detections, number, method="11point")
     coco = metrics.coco_ap(truth, detections, number)
@@ -106,15 +107,11 @@ def _detections(images):
     return metrics.Detections(image, labels.astype(np.int64), boxes, scores)
 
 
-def _truth(images, number):
-    """All boxes; those to be ignored once for every class."""
+def _truth(images):
     image = np.repeat(np.arange(len(images)), [len(item["true_labels"]) for item in images])
-    labels, boxes = _joined(images, "true_labels", 0).astype(np.int64), _joined(images, "true_boxes", 4)
-    copies = np.where(labels == schema.IGNORE, number, 1)
-    first = np.repeat(np.cumsum(copies) - copies, copies)
-    ignore = np.repeat(labels == schema.IGNORE, copies)
-    labels = np.where(ignore, np.arange(len(first)) - first, np.repeat(labels, copies))
-    return metrics.GroundTruth(np.repeat(image, copies), labels, np.repeat(boxes, copies, 0), ignore)
+    labels, difficult = (_joined(images, key, 0) for key in ("true_labels", "true_difficult"))
+    boxes = _joined(images, "true_boxes", 4)
+    return metrics.GroundTruth(image, labels.astype(np.int64), boxes, difficult.astype(bool))
 
 
 def _joined(images, key, width):

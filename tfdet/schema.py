@@ -1,4 +1,4 @@
-"""Key names and element specs of everything that flows: records, examples, batches, detections.
+"""Key names of everything that flows: records, examples, batches, detections.
 
 Records follow the TensorFlow detection schema (object detection API, Model Garden): box corners are
 relative floats in four lists, class labels are 1-based on disk. Everywhere else in tfdet labels are
@@ -19,6 +19,10 @@ BOXES = "boxes"
 LABELS = "labels"
 IMAGE_ID = "image_id"
 IMAGE_SIZE = "image_size"
+# the annotations as they are, relative to the photo; in evaluation's batches, where nothing may be left out
+TRUE_BOXES = "true_boxes"
+TRUE_LABELS = "true_labels"  # in [0, C), -1 padding; difficult boxes keep their class
+TRUE_DIFFICULT = "true_difficult"
 TARGET_BOXES = "target_boxes"
 TARGET_LABELS = "target_labels"
 

@@ -1,4 +1,4 @@
-"""How fast something yields: the one stopwatch of the training loop and of the benchmarks."""
+"""How fast something yields: the stopwatch of the benchmarks."""
 
 import resource
 import statistics

@@ -92,7 +92,7 @@ def copy_held_out(annotations, folder):
     names = sorted(item.image_id for item in annotations)
     by_name = {item.image_id: item.image_path for item in annotations}
     folder.mkdir()
-    for name in names[int(0.8 * len(names)) :][:NUM_PICTURES]:
+    for name in names[round(0.8 * len(names)) :][:NUM_PICTURES]:
         shutil.copy(by_name[name], folder)
     return folder
 

@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 # Nothing here imports TensorFlow: neither this process nor its workers need it.
-from tfdet.data.annotations import split_listings
+from tfdet.data.annotations import Problem, split_listings
 from tfdet.data.convert import convert
 from tfdet.data.errors import DataError
 from tfdet.data.formats import FORMATS, read, read_class_names
@@ -96,14 +96,29 @@ def read_splits(options):
     for split, path in (("val", options.val), ("test", options.test)):
         if path:
             other = read(path, class_names=source.class_names, **common)
-            splits[split] = other.listings
-            problems += other.problems
+            splits[split], shared = without_shared(splits, other.listings)
+            problems += other.problems + shared
     if not options.val:
         mode, ratio = DEFAULT_SPLIT[source.format]
         ratio = ratio if options.val_ratio is None else options.val_ratio
         train, val = split_listings(source.listings, options.split_mode or mode, ratio, options.seed)
         splits = {"train": train, "val": val, **splits} | {"train": train}
     return splits, problems, source.class_names
+
+
+def without_shared(splits, listings):
+    """The listings that no earlier split has, and a problem for each other: it would be tested on what it is
+    trained on."""
+    known = {os.path.abspath(item.image_path): (split, item.where) for split in splits for item in splits[split]}
+    kept, problems = [], []
+    for item in listings:
+        split, where = known.get(os.path.abspath(item.image_path), (None, None))
+        if split is None:
+            kept.append(item)
+        else:
+            reason = f"image {item.image_id} is also in the split {split}, at {where}"
+            problems.append(Problem("duplicate_image", item.where, reason))
+    return kept, problems
 
 
 def output_place(options):

@@ -9,6 +9,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported
 
+from tfdet import quiet
+
+quiet.import_tensorflow()
+
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -50,6 +54,8 @@ def predict_all(options) -> dict:
     files = predict.find_images(options.inputs)
     predictor = predict.load(options.run, options.weights)
     options.out.mkdir(parents=True, exist_ok=True)
+    if not options.no_pictures:
+        keep_originals(files, options.out)
     found, skipped, names = [], [], set()
     columns = (TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
@@ -68,6 +74,13 @@ def predict_all(options) -> dict:
     (options.out / "detections.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
     count = sum(len(entry["detections"]) for entry in found)
     return {"images": len(found), "detections": count, "skipped": len(skipped), "out": str(options.out)}
+
+
+def keep_originals(files, out):
+    """Raises ConfigError where a picture could take the place of an input."""
+    inside = [path for path in files if Path(path).resolve().parent == out.resolve()]
+    if inside:
+        raise ConfigError(f"--out {out} holds {inside[0]}, which is an input; choose another folder for the pictures")
 
 
 def picture_name(path, taken) -> str:

@@ -13,6 +13,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported
 
+from tfdet import quiet
+
+quiet.import_tensorflow()
+
 import tensorflow as tf
 
 from tfdet import configs, detectors
@@ -105,6 +109,12 @@ def make_config(options, class_names):
         config = replace(config, data=replace(config.data, seed=options.seed))
     for assignment in options.set:
         config = override(config, assignment)
+    if resuming and config.train.batch_size != read_config(stored).train.batch_size:
+        was, now = read_config(stored).train.batch_size, config.train.batch_size
+        raise ConfigError(
+            f"{options.run} was trained with batch size {was}; with {now} its steps and epochs would mean other images. "
+            "Start a new --run, with --weights from this one"
+        )
     return config
 
 
@@ -194,6 +204,9 @@ def strict(summary) -> dict:
 
 def main(arguments=None) -> int:
     options = parse_arguments(arguments)
+    if options.resume and options.preset:
+        print(f"train: --resume takes the settings of the run; --preset {options.preset} counts only if there are none",
+              file=sys.stderr)  # fmt: skip
     options.preset = options.preset or DEFAULT_PRESET
     options.run = options.run or Path("runs") / options.preset
     try:

@@ -40,7 +40,7 @@ def place(window, image_size, output_size, allow_ratio=True):
 
     start = tf.minimum(tf.round(seen_low * size), size - 1.0)
     stop = tf.minimum(tf.maximum(tf.round(seen_high * size), start + 1.0), size)
-    put = tf.minimum(tf.round((seen_low - low) / (high - low) * output), output - 1.0)
+    put = tf.clip_by_value(tf.round((seen_low - low) / (high - low) * output), 0.0, output - 1.0)
     put_stop = tf.minimum(tf.maximum(tf.round((seen_high - low) / (high - low) * output), put + 1.0), output)
 
     shrink = tf.reduce_min((stop - start) / (put_stop - put), -1)
@@ -185,8 +185,3 @@ def shift_hsv(images, hue, saturation, value):
         return v - v * s * tf.clip_by_value(tf.minimum(k, 4.0 - k), 0.0, 1.0)
 
     return tf.stack([channel(5.0), channel(3.0), channel(1.0)], -1) * 255.0
-
-
-def to_uint8(images):
-    """float32, any range -> uint8, clipped and rounded."""
-    return tf.cast(tf.clip_by_value(images, 0.0, 255.0) + 0.5, tf.uint8)

@@ -54,8 +54,10 @@ def train_dataset(
 
 
 def eval_dataset(record_set: RecordSet, config: Config, encode=None) -> tf.data.Dataset:
-    """One pass in the order of the records, not augmented; keys and filling as `train_dataset`."""
-    stages = _make_stages(record_set, config, NO_AUGMENT, encode, config.train.batch_size)
+    """One pass in the order of the records, not augmented; keys and filling as `train_dataset`, and besides the
+    annotations as they are: true_boxes float32 [B, M, 4] relative to the photo, true_labels int32 [B, M],
+    true_difficult bool [B, M]."""
+    stages = _make_stages(record_set, config, NO_AUGMENT, encode, config.train.batch_size, truth=True)
     steps = tf.data.Dataset.range(steps_per_epoch(record_set, config.train.batch_size))
     return _run(_read_in_order(steps, record_set, config, False, (0, 1)), stages)
 
@@ -84,8 +86,8 @@ def image_dataset(images, config: Config) -> tf.data.Dataset:
 # --- the order of the stages --------------------------------------------------------------------
 
 
-def _make_stages(record_set, config, augment, encode, rows):
-    return Stages(record_set.store, record_set.max_boxes, config, augment, encode, rows)
+def _make_stages(record_set, config, augment, encode, rows, truth=False):
+    return Stages(record_set.store, record_set.max_boxes, config, augment, encode, rows, truth)
 
 
 def _chain(stages: Stages) -> dict:
@@ -134,7 +136,8 @@ def ladder(record_set: RecordSet, config: Config, encode=None) -> dict:
     rows, options = config.train.batch_size, _options(config.data)
     stages = _make_stages(record_set, config, config.augment, encode, rows)
     data = _read_in_order(tf.data.Dataset.range(tf.int64.max), record_set, config, True, (0, 1))
-    steps = {"decode_only": (_all_records(record_set).repeat().map(_decode_whole, parallel), 1), "read": (data, 1)}
+    whole = _all_records(record_set).repeat().map(partial(_decode_whole, store=stages.store), parallel)
+    steps = {"decode_only": (whole, 1), "read": (data, 1)}
     chain = _chain(stages)
     for name in chain:
         if name == "decode" and stages.store == "jpeg":
@@ -145,9 +148,10 @@ def ladder(record_set: RecordSet, config: Config, encode=None) -> dict:
     return {name: (data.with_options(options), count) for name, (data, count) in steps.items()}
 
 
-def _decode_whole(serialized):
+def _decode_whole(serialized, store):
     fields = {schema.ENCODED: tf.io.FixedLenFeature([], tf.string)}
-    return tf.io.decode_jpeg(tf.io.parse_single_example(serialized, fields)[schema.ENCODED], channels=3)
+    encoded = tf.io.parse_single_example(serialized, fields)[schema.ENCODED]
+    return tf.io.decode_jpeg(encoded, channels=3) if store == "jpeg" else tf.io.decode_raw(encoded, tf.uint8)
 
 
 # --- order and reading --------------------------------------------------------------------------
@@ -212,8 +216,7 @@ def _read_sequentially(record_set, config, start_step, shard):
         files = tf.data.Dataset.from_tensor_slices(tf.gather(paths, order))
         data = files.interleave(tf.data.TFRecordDataset, cycle_length=_FILES_AT_ONCE, num_parallel_calls=2)
         data = data.shuffle(config.data.shuffle_buffer, seed=epoch + config.data.seed)
-        data = data.concatenate(data.take(per_epoch * batch_size - number)) if number % batch_size else data
-        data = data.enumerate()
+        data = data.repeat().take(per_epoch * batch_size).enumerate()  # the last batch is filled up
         return data.map(
             lambda i, record: {"index": i % number, "epoch": epoch, "valid": i < number, "serialized": record}
         )
@@ -272,9 +275,3 @@ def _fault(record_set, number):
     except tf.errors.OpError as error:
         reason = error.message.splitlines()[0].split("}} ")[-1]
     return f"{record_set.shard_paths[shard]}: record {in_shard} (byte {offset}): {reason}"
-
-
-def without(record_set: RecordSet, numbers) -> RecordSet:
-    """The record set less the records of the given numbers."""
-    index = np.delete(record_set.index, list(numbers), axis=0)
-    return dataclasses.replace(record_set, index=index, num_images=len(index))

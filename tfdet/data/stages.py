@@ -15,6 +15,8 @@ from tfdet.config import AugmentConfig, Config
 from tfdet.data import augment, image_ops, random
 
 SMALLEST_BUCKET = 8
+# what the batch stage hands through
+_UNTOUCHED = (schema.IMAGE_ID, schema.IMAGE_SIZE, schema.TRUE_BOXES, schema.TRUE_LABELS, schema.TRUE_DIFFICULT)
 
 
 def buckets(max_boxes: int) -> list[int]:
@@ -38,6 +40,7 @@ class Stages:
         augment: NO_AUGMENT for all but training.
         encode: (boxes [B, M, 4], labels [B, M]) -> dict of targets, or None.
         rows: images in a batch.
+        truth: keep the annotations as they are, for evaluation: `schema.TRUE_BOXES` and its companions.
     """
 
     store: str
@@ -46,6 +49,7 @@ class Stages:
     augment: AugmentConfig
     encode: Callable | None
     rows: int
+    truth: bool = False
 
     @property
     def fill(self):
@@ -64,21 +68,28 @@ class Stages:
         fields = tf.io.parse_example(rows.pop("serialized"), schema.record_features())
         corners = [fields[key] for key in (schema.XMIN, schema.YMIN, schema.XMAX, schema.YMAX)]
         label, difficult = fields[schema.CLASS_LABEL], fields[schema.DIFFICULT]
-        labels = tf.where(difficult.values > 0, schema.IGNORE, tf.cast(label.values, tf.int32) - 1)  # 1-based on disk
+        classes = tf.cast(label.values, tf.int32) - 1  # 1-based on disk
+        labels = tf.where(difficult.values > 0, schema.IGNORE, classes)
         sizes = buckets(self.max_boxes)
         bucket = tf.gather(
             sizes, tf.searchsorted(sizes, tf.cast(tf.reduce_max(label.row_lengths()), tf.int32)[None])[0]
         )
         boxes = corners[0].with_values(tf.stack([corner.values for corner in corners], -1))
         size = tf.stack([fields[schema.HEIGHT], fields[schema.WIDTH]], -1)
-        return {
+        dense = lambda values, fill: label.with_values(values).to_tensor(fill, shape=tf.stack([-1, bucket]))  # noqa: E731
+        example = {
             **rows,
             "encoded": fields[schema.ENCODED],
             schema.BOXES: boxes.to_tensor(0.0, shape=tf.stack([-1, bucket, 4])),
-            schema.LABELS: label.with_values(labels).to_tensor(schema.BACKGROUND, shape=tf.stack([-1, bucket])),
+            schema.LABELS: dense(labels, schema.BACKGROUND),
             schema.IMAGE_ID: fields[schema.SOURCE_ID],
             schema.IMAGE_SIZE: tf.cast(size, tf.int32),
         }
+        if self.truth:
+            example[schema.TRUE_BOXES] = example[schema.BOXES]
+            example[schema.TRUE_LABELS] = dense(classes, schema.BACKGROUND)
+            example[schema.TRUE_DIFFICULT] = dense(difficult.values > 0, False)
+        return example
 
     def plan(self, example):
         """Chooses the window of each image, what to decode for it, and maps the boxes into it."""
@@ -129,7 +140,7 @@ class Stages:
 
         def stage(batch):
             keys = batch.pop("epoch"), batch.pop("index")
-            host = {key: batch.pop(key) for key in (schema.IMAGE_ID, schema.IMAGE_SIZE)}
+            host = {key: batch.pop(key) for key in _UNTOUCHED if key in batch}
             batch["draws"] = augment.draw_colour(batch[schema.IMAGE], *keys, self.augment, self.config.data.seed)
             if not batch["draws"] and self.encode is None:  # nothing to compute
                 return {key: batch[key] for key in (schema.IMAGE, schema.BOXES, schema.LABELS)} | host

@@ -58,15 +58,15 @@ class RunFolder:
         """Updates made so far."""
         return int(self._optimizer.iterations.numpy())
 
-    def restore(self):
-        """Continues from the newest checkpoint where there is one.
+    def restore(self) -> bool:
+        """Continues from the newest checkpoint; False where there is none.
 
         Raises:
             ConfigError: it belongs to another model or optimizer.
         """
         path = self._manager.latest_checkpoint
         if path is None:
-            return
+            return False
         try:
             self._checkpoint.restore(path).assert_existing_objects_matched()
         except (AssertionError, ValueError, tf.errors.OpError) as error:
@@ -75,6 +75,7 @@ class RunFolder:
                 f"{path} does not fit this model and optimizer (other classes, preset, optimizer or frozen layers?): "
                 f"{reason}"
             ) from error
+        return True
 
     def save(self):
         """Writes a checkpoint of this step, unless there is one."""

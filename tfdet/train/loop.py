@@ -61,7 +61,8 @@ def fit(
         optimizer = optimizer or schedules.build_optimizer(config.train, total_steps, model)
     model.optimizer, model.stop_training = optimizer, False  # where Keras callbacks look for them
     folder = checkpoints.RunFolder(run, model, optimizer, config.train.keep_checkpoints)
-    folder.restore()
+    if folder.restore() and config.train.schedule == "constant" and not config.train.warmup_steps:
+        _set_changed_rate(optimizer, folder, config)
     folder.write_text("config.json", configs.to_json(config))
     measurer = Validation(model, detector, validation, config.train.batch_size, evaluate, evaluate_every)
     loop = _Loop(model, detector, config, folder, measurer, steps_per_epoch, log_every, checkpoint_every)
@@ -69,6 +70,14 @@ def fit(
         loop.run(make_dataset, callbacks, start)
     folder.save_weights("weights.h5")
     return {**loop.summary(), "seconds": round(time.perf_counter() - start, 1)}
+
+
+def _set_changed_rate(optimizer, folder, config):
+    """A rate that differs from the stored config's was asked for just now; else the checkpoint's own one stays,
+    which a callback may have lowered."""
+    stored = configs.from_json((folder.path / "config.json").read_text(encoding="utf-8"))
+    if stored.train.learning_rate != config.train.learning_rate:
+        optimizer.learning_rate.assign(config.train.learning_rate)
 
 
 class _Loop:
