@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import toy
+from datasets import make_records
 
-from tfdet import schema
-from tfdet.config import TrainConfig
+from tfdet import detectors, schema
+from tfdet.compat import keras
+from tfdet.config import PRIOR_LAYOUTS, Config, TrainConfig
+from tfdet.data import pipeline
 from tfdet.train import devices, schedules, setup, step
 
 BATCH = 8
@@ -18,17 +21,16 @@ def strategy_of(replicas):
     return devices.choose_strategy(replicas=replicas) if replicas > 1 else tf.distribute.get_strategy()
 
 
-def train(replicas, steps, config, batch_norm=None):
+def train(replicas, steps, config, detector, dataset):
     """The weights before the first step, after it and after the last one, and the metrics of every step."""
     strategy = strategy_of(replicas)
-    detector = toy.Toy(batch_norm)
     model = setup.build_model(detector, config, strategy)
     with strategy.scope():
         optimizer = schedules.build_optimizer(config, steps, model)
     update = step.make_train_step(
         model, detector, optimizer, weight_decay=schedules.l2(config), clip_norm=config.clip_norm
     )
-    data = iter(step.distribute(augmented(detector), strategy, BATCH))
+    data = iter(step.distribute(dataset, strategy, BATCH))
     weights, metrics = [values(model)], []
     for number in range(steps):
         metrics.append({name: float(value) for name, value in update(next(data)).items()})
@@ -72,12 +74,18 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_replicas_train_the_same_model(name):
     config, batch_norm, all_replicas = CASES[name]
-    (start, first, last), metrics = train(1, 20, config, batch_norm)
+    detector = toy.Toy(batch_norm)
+    metrics = compare(all_replicas, config, detector, augmented(detector))
     assert metrics[-1]["loss"] < 0.8 * metrics[0]["loss"]
+
+
+def compare(all_replicas, config, detector, dataset):
+    """Asserts that all numbers of replicas train as one does; returns its metrics."""
+    (start, first, last), metrics = train(1, 20, config, detector, dataset)
     # Keras' fused kernel, which only the single replica uses, keeps the unbiased variance for inference
     compared = [n for n in start if "moving_variance" not in n]
     for replicas in all_replicas:
-        (other_start, other_first, other_last), other_metrics = train(replicas, 20, config, batch_norm)
+        (other_start, other_first, other_last), other_metrics = train(replicas, 20, config, detector, dataset)
         for n in compared:
             np.testing.assert_array_equal(other_start[n], start[n])
             # the first update of SGD is rate * gradient: compare updates, not weights
@@ -85,6 +93,33 @@ def test_replicas_train_the_same_model(name):
             assert_close(other_last[n], last[n], 1e-4, n)
         for one, many in zip(metrics, other_metrics):
             np.testing.assert_allclose(list(many.values()), list(one.values()), rtol=1e-3)
+    return metrics
+
+
+class SmallSsd(detectors.ssd.Ssd):
+    """SSD300 with all of its priors, targets and losses, on a network of a few thousand weights."""
+
+    def build_model(self):
+        layers, layout, shape = keras.layers, PRIOR_LAYOUTS["ssd300"], (300, 300, 3)
+        images = keras.Input(shape, dtype="uint8")
+        x = layers.AveragePooling2D(8, padding="same")(layers.Rescaling(1 / 127.5, -1.0)(images))
+        x = layers.Conv2D(8, 3, padding="same", activation="relu", name="conv")(x)
+        heads = {schema.BOX_DELTAS: 4, schema.CLASS_LOGITS: self.num_classes + 1}
+        outputs = {name: [] for name in heads}
+        for level, side in enumerate(layout.feature_maps):
+            seen = layers.Resizing(side, side)(x)
+            for name, width in heads.items():
+                head = layers.Conv2D(layout.boxes_per_cell(level) * width, 1, name=f"{name}_{level}")(seen)
+                outputs[name].append(layers.Reshape((-1, width))(head))
+        return keras.Model(images, {name: layers.Concatenate(1)(maps) for name, maps in outputs.items()})
+
+
+def test_replicas_train_the_same_ssd_on_augmented_records(tmp_path):
+    record_set = make_records(tmp_path, 20)
+    config = Config(train=replace(SGD, batch_size=BATCH, learning_rate=0.002), class_names=record_set.class_names)
+    detector = SmallSsd(config.detector, config.num_classes)
+    metrics = compare((2, 4), config.train, detector, pipeline.train_dataset(record_set, config, detector.encode))
+    assert metrics[-1]["loss"] < metrics[0]["loss"]
 
 
 @pytest.mark.parametrize("replicas", [1, 2, 4])
@@ -113,8 +148,9 @@ def test_replicas_get_neighbouring_rows():
 def test_float16_trains_on_replicas():
     """Overflow depends on each replica's own sums, so the skipped steps differ; both learn."""
     config = TrainConfig(precision="mixed_float16", learning_rate=5e-3)
-    _, metrics = train(2, 10, config)
-    _, reference = train(1, 1, replace(config, precision="float32"))
+    detector = toy.Toy()
+    _, metrics = train(2, 10, config, detector, augmented(detector))
+    _, reference = train(1, 1, replace(config, precision="float32"), detector, augmented(detector))
     np.testing.assert_allclose(metrics[0]["loss"], reference[0]["loss"], rtol=1e-2)
     assert metrics[-1]["loss"] < 0.8 * metrics[0]["loss"]
 

@@ -112,7 +112,7 @@ def make_config(options, class_names):
     if resuming and config.train.batch_size != read_config(stored).train.batch_size:
         was, now = read_config(stored).train.batch_size, config.train.batch_size
         raise ConfigError(
-            f"{options.run} was trained with batch size {was}; with {now} its steps and epochs would mean other images. "
+            f"{options.run} was trained with batch size {was}; with {now} its steps would mean other images. "
             "Start a new --run, with --weights from this one"
         )
     return config

@@ -10,7 +10,6 @@
 A batch is a pure function of (seed, step): the same for any parallelism, and training resumes at any step at no cost.
 """
 
-import dataclasses
 import math
 from functools import partial
 
