@@ -131,6 +131,14 @@ class TestRepeatability:
             for key in ("image", "image_id", "boxes"):
                 np.testing.assert_array_equal(batch[key], np.concatenate([part[key] for part in parts]))
 
+    @pytest.mark.parametrize("shuffle", ["global", "sequential"])
+    def test_tensorflows_global_seed_changes_nothing(self, record_set, shuffle):
+        runs = []
+        for seed in (0, 5):
+            tf.random.set_seed(seed)
+            runs.append(batches(pipeline.train_dataset(record_set, make_config(shuffle=shuffle)), 2))
+        assert_same(*runs)
+
     def test_records_held_in_memory_are_the_same(self, record_set):
         assert_same(
             batches(pipeline.train_dataset(record_set, make_config()), 4),

@@ -21,7 +21,7 @@ PUBLIC = {
     "tfdet.data.errors": "AnnotationError DataError ImageError RecordError",
     "tfdet.data.formats": "FORMATS Source read read_class_names recognise",
     "tfdet.data.images": "EncodedImage ImageError ImageOptions STORES displayed_size read_image",
-    "tfdet.data.pipeline": "eval_dataset find_faults image_dataset ladder steps_per_epoch train_dataset without",
+    "tfdet.data.pipeline": "eval_dataset find_faults image_dataset ladder steps_per_epoch train_dataset",
     "tfdet.data.records": "RecordError RecordSet open_split parse read_index",
     "tfdet.data.synthetic": "make_photos make_shapes write_both",
     "tfdet.detectors": "build",

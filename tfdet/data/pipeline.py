@@ -214,7 +214,7 @@ def _read_sequentially(record_set, config, start_step, shard):
         order = tf.random.experimental.index_shuffle(tf.range(len(record_set.shard_paths)), seed, len(paths) - 1)
         files = tf.data.Dataset.from_tensor_slices(tf.gather(paths, order))
         data = files.interleave(tf.data.TFRecordDataset, cycle_length=_FILES_AT_ONCE, num_parallel_calls=2)
-        data = data.shuffle(config.data.shuffle_buffer, seed=epoch + config.data.seed)
+        data = _shuffle(data, config.data, epoch)
         data = data.repeat().take(per_epoch * batch_size).enumerate()  # the last batch is filled up
         return data.map(
             lambda i, record: {"index": i % number, "epoch": epoch, "valid": i < number, "serialized": record}
@@ -226,6 +226,21 @@ def _read_sequentially(record_set, config, start_step, shard):
         return data
     rows = batch_size // shard[1]
     return data.batch(rows, drop_remainder=True).shard(shard[1], shard[0]).unbatch()
+
+
+def _shuffle(data, data_config, epoch):
+    """`Dataset.shuffle` of strings by (seed, epoch) alone; that one mixes in TensorFlow's global seed. 0, 0 would mean
+    a seed by chance."""
+    variant = tf.raw_ops.ShuffleDataset(
+        input_dataset=tf.data.experimental.to_variant(data),
+        buffer_size=data_config.shuffle_buffer,
+        seed=data_config.seed,
+        seed2=epoch + 1,
+        reshuffle_each_iteration=False,
+        output_types=[tf.string],
+        output_shapes=[[]],
+    )
+    return tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.string))
 
 
 # --- faults -------------------------------------------------------------------------------------
