@@ -20,6 +20,7 @@ import numpy as np
 import PIL
 import tensorflow as tf
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
 from tfdet import config as configs_module
@@ -99,7 +100,10 @@ def measure_ladder(record_set, config, images, passes, only=None) -> dict:
     if only:
         wanted = {"decode_only", *only} | ({"prefetch"} if "pipeline" in only else set())
         rungs = {name: rung for name, rung in rungs.items() if name in wanted}
-    rates = timing.compare({name: (data, images, count) for name, (data, count) in rungs.items()}, passes)
+    work = {name: (data, images, count) for name, (data, count) in rungs.items()}
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("measuring", total=len(work) * (passes + 1))
+        rates = timing.compare(work, passes, progress=lambda: bar.advance(task))
     if "prefetch" in rates:
         rates["pipeline"] = rates["prefetch"]
     return rates

@@ -46,7 +46,7 @@ def measure(iterator, steps: int, images_per_step: int) -> tuple[float, float]:
     return images / wall, 1e3 * cpu / images
 
 
-def compare(work: dict, passes: int = 5, warmup: int = 1) -> dict:
+def compare(work: dict, passes: int = 5, warmup: int = 1, progress=None) -> dict:
     """Measures several sources in turn, A B C A B C ..., so that a drifting machine treats all alike.
 
     Every pass takes a fresh iterator and pulls one element before the clock starts, so that neither set-up counts
@@ -55,6 +55,7 @@ def compare(work: dict, passes: int = 5, warmup: int = 1) -> dict:
     Args:
         work: name -> (iterable that does not end, images a pass, images an element holds).
         passes: counted passes each; warmup: passes before them that do not count.
+        progress: called after every pass.
     Returns:
         Rate by name.
     """
@@ -67,6 +68,8 @@ def compare(work: dict, passes: int = 5, warmup: int = 1) -> dict:
             del iterator  # its threads end here, not in another's pass
             if number >= warmup:
                 figures[name].append(pair)
+            if progress:
+                progress()
     return {name: Rate(*zip(*pairs)) for name, pairs in figures.items()}
 
 
