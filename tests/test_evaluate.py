@@ -11,10 +11,10 @@ import pytest
 import tensorflow as tf
 import yolo_twin
 
-from tfdet import configs, detectors, metrics, schema
+from tfdet import configs, detectors, metrics, nms, schema
 from tfdet import evaluate as evaluation
 from tfdet.boxes import letterbox_window, to_window
-from tfdet.config import Config, DataConfig, SsdConfig, YoloConfig, to_json
+from tfdet.config import NMS_METHODS, Config, ConfigError, DataConfig, NmsConfig, SsdConfig, YoloConfig, to_json
 from tfdet.data import pipeline
 from tfdet.data.records import open_split
 from tfdet.detectors import postprocess, runs
@@ -267,6 +267,41 @@ def test_ssd_and_yolo_decode_into_detections():
         assert out["boxes"].shape == (2, config.detector.nms.max_detections, 4)
         assert np.isfinite(out["boxes"]).all()
         assert (out["num_detections"].numpy() > 0).all()
+
+
+def nms_config(**fields):
+    return Config(detector=SsdConfig(nms=NmsConfig(score_threshold=0.1, iou_threshold=0.5, **fields)))
+
+
+@pytest.mark.parametrize(
+    "method, want",
+    [
+        # two boxes with IoU 0.8, scores 0.9 and 0.8; gaussian penalty with sigma 0.5: 0.8 * exp(-0.64 / 0.5) = 0.2224
+        ("hard", [0.9]),
+        ("soft", [0.9, 0.2224]),
+        ("matrix", [0.9, 0.2224]),
+    ],
+)
+def test_the_config_chooses_the_suppression(method, want):
+    parrot = Parrot([[[0, 0, 1, 1], [0, 0, 0.8, 1]]], [[[0.9, 0, 0], [0.8, 0, 0]]])
+    data = batches([[[0, 0, 1, 1]]], [[0]], [[100, 100]], 1)
+    found = run(parrot, data, nms_config(method=method))["detections"][0]
+    np.testing.assert_allclose(found["scores"], want, atol=1e-4)
+
+
+def test_an_unknown_suppression_is_refused():
+    assert NMS_METHODS == nms.METHODS
+    with pytest.raises(ConfigError, match=r"nms.method is 'greedy'; choose one of hard, soft, matrix"):
+        nms_config(method="greedy")
+
+
+def test_other_classes_count_as_never_scored():
+    """One detection an image: the best box is red, and the best of the others is kept where red is not wanted."""
+    parrot = Parrot([[[0, 0, 1, 1], [0, 0, 0.5, 0.5], [0.5, 0, 1, 1]]], [[[0.9, 0.3, 0], [0, 0.4, 0.2], [0, 0, 0.5]]])
+    config, predictions = nms_config(max_detections=1), {"row": tf.constant([0])}
+    for classes, want in ((None, 0), ([0, 1, 2], 0), ([1, 2], 2), ([1], 1)):
+        found = postprocess.detect(parrot, config, predictions, tf.constant([[10, 10]]), classes=classes)
+        assert found["labels"].numpy().tolist() == [[want]]
 
 
 class Learnt:

@@ -16,6 +16,7 @@ SSD_BACKBONES = ("vgg16", "mobilenetv2")
 YOLO_BACKBONES = ("darknet53", "tiny")
 MATCHING_RULES = ("bipartite", "per_box")
 BOX_LOSSES = ("l2", "giou", "ciou")
+NMS_METHODS = ("hard", "soft", "matrix")
 
 
 class ConfigError(ValueError):
@@ -98,15 +99,17 @@ PRIOR_LAYOUTS["ssd512_caffe"] = dataclasses.replace(PRIOR_LAYOUTS["ssd512"], tru
 
 @dataclass(frozen=True)
 class NmsConfig:
-    """Post-processing: `max_per_class` and `max_detections` are counts an image."""
+    """Post-processing: `max_per_class` and `max_detections` are counts an image; `method` see nms."""
 
     score_threshold: float = 0.01
     iou_threshold: float = 0.45
     max_per_class: int = 100
     max_detections: int = 200
     class_agnostic: bool = False
+    method: str = "hard"  # greedy; "soft" and "matrix" lower the scores of overlapping boxes instead
 
     def __post_init__(self):
+        _one_of("nms.method", self.method, NMS_METHODS)
         _require(0 <= self.iou_threshold <= 1, f"nms.iou_threshold is {self.iou_threshold}; it lies in [0, 1]")
         _require(self.max_detections > 0 and self.max_per_class > 0, "nms counts must be positive")
 
@@ -146,11 +149,15 @@ TINY_ANCHORS = ((10.0, 14.0), (23.0, 27.0), (37.0, 58.0), (81.0, 82.0), (135.0, 
 
 @dataclass(frozen=True)
 class YoloConfig:
-    """YOLOv3 (https://arxiv.org/abs/1804.02767). Levels run from the coarsest (stride 32) to the finest."""
+    """YOLOv3 (https://arxiv.org/abs/1804.02767). Levels run from the coarsest (stride 32) to the finest.
+
+    With `multi_scale` every training batch takes one of these sides, square, at random; all else has `image_size`.
+    """
 
     kind: typing.Literal["yolo"] = "yolo"
     backbone: str = "darknet53"
     image_size: tuple[int, int] = (416, 416)  # height, width
+    multi_scale: tuple[int, ...] = ()  # pixels, e.g. (320, 352, ..., 608)
     anchors: tuple[tuple[float, float], ...] = COCO_ANCHORS  # width, height in pixels of the network input
     anchor_masks: tuple[tuple[int, ...], ...] = ((6, 7, 8), (3, 4, 5), (0, 1, 2))
     strides: tuple[int, ...] = (32, 16, 8)
@@ -167,6 +174,8 @@ class YoloConfig:
         h, w = self.image_size
         fits = h > 0 and w > 0 and h % 32 == 0 and w % 32 == 0
         _require(fits, f"detector.image_size is {h}x{w}; YOLOv3 needs multiples of 32")
+        for side in self.multi_scale:
+            _require(side > 0 and side % 32 == 0, f"detector.multi_scale has {side}; YOLOv3 needs multiples of 32")
         _require(0 <= self.ignore_thresh <= 1, f"detector.ignore_thresh is {self.ignore_thresh}; it lies in [0, 1]")
         _require(all(min(anchor) > 0 for anchor in self.anchors), "detector.anchors must have positive sides")
         _require(len(self.anchor_masks) == len(self.strides), "detector.anchor_masks and strides differ in length")
@@ -208,14 +217,37 @@ class AugmentConfig:
     hue: float = 0.0  # HSV changes of keras-yolo3: shift from [-x, x] of the circle
     hsv_saturation: float = 1.0  # factor from [1/x, x]
     hsv_value: float = 1.0
+    rotate: float = 0.0  # degrees, from [-x, x]
+    shear: float = 0.0  # degrees, along each axis
+    translate: float = 0.0  # shares of width and height
+    affine_probability: float = 1.0  # of rotation, shear and translation together
+    mosaic: float = 0.0  # probabilities; how images of a batch are mixed stands in data/mixing.py
+    mixup: float = 0.0
+    mixup_alpha: int = 8  # an image's share is drawn from Beta(alpha, alpha): 1 is uniform, more is closer to 1/2
+    cutout: float = 0.0
+    cutout_holes: int = 3
+    cutout_side: tuple[float, float] = (0.1, 0.3)  # shares of width and height
+    cutout_hidden: float = 0.7  # objects hidden by this share or more are ignored
+    equalize: float = 0.0  # probability; needs tensorflow-addons
+    sharpness: float = 0.0  # factor from [1 - x, 1 + x], 0 blurs; needs tensorflow-addons
 
     def __post_init__(self):
         _one_of("augment.geometry", self.geometry, GEOMETRIES)
-        for name in ("horizontal_flip", "vertical_flip", "crop_probability", "expand_probability"):
+        for name in (
+            "horizontal_flip", "vertical_flip", "crop_probability", "expand_probability", "affine_probability",
+            "mosaic", "mixup", "cutout", "equalize",
+        ):  # fmt: skip
             _require(0 <= getattr(self, name) <= 1, f"augment.{name} is a probability")
-        for name in ("crop_area", "crop_aspect", "scale"):
+        for name in ("translate", "sharpness", "cutout_hidden"):
+            _require(0 <= getattr(self, name) <= 1, f"augment.{name} is {getattr(self, name)}; it lies in [0, 1]")
+        _require(0 <= self.rotate <= 180, f"augment.rotate is {self.rotate}; it lies in [0, 180] degrees")
+        _require(0 <= self.shear < 45, f"augment.shear is {self.shear}; it lies in [0, 45) degrees")
+        for name in ("mixup_alpha", "cutout_holes"):
+            _require(getattr(self, name) >= 1, f"augment.{name} is {getattr(self, name)}; it is at least 1")
+        for name in ("crop_area", "crop_aspect", "scale", "cutout_side"):
             low, high = getattr(self, name)
             _require(0 < low <= high, f"augment.{name} is ({low}, {high}); it needs 0 < low <= high")
+        _require(self.cutout_side[1] <= 1, "augment.cutout_side is a share of the image: at most 1")
         _require(self.crop_area[1] <= 1, "augment.crop_area is a share of the image: at most 1")
         _require(0 <= self.jitter < 1, f"augment.jitter is {self.jitter}; it lies in [0, 1)")
         _require(self.expand_ratio >= 1, f"augment.expand_ratio is {self.expand_ratio}; it is at least 1")
@@ -231,6 +263,7 @@ YOLO_AUGMENT = AugmentConfig(
 SSD_PAPER_AUGMENT = AugmentConfig(
     geometry="ssd_crop", expand_probability=0.5, vertical_flip=0.0, brightness=0.125, lighting=0.0
 )
+MODERN_AUGMENT = dataclasses.replace(YOLO_AUGMENT, jitter=0.2, scale=(0.6, 1.6), mosaic=0.8, mixup=0.1)
 
 
 @dataclass(frozen=True)
@@ -293,6 +326,14 @@ class Config:
     augment: AugmentConfig = AugmentConfig()
     train: TrainConfig = TrainConfig()
     class_names: tuple[str, ...] = ()  # filled from the records' manifest
+
+    def __post_init__(self):
+        mixing = self.augment.mosaic or self.augment.mixup
+        fits = self.train.batch_size % 4 == 0
+        _require(
+            fits or not mixing,
+            f"train.batch_size is {self.train.batch_size}; augment.mosaic and mixup need a multiple of 4",
+        )
 
     @property
     def num_classes(self) -> int:

@@ -7,7 +7,9 @@ from tfdet import nms, schema
 from tfdet.config import Config
 
 
-def detect(detector, config: Config, predictions, image_size, score_threshold=None, compiled=True) -> dict:
+def detect(
+    detector, config: Config, predictions, image_size, score_threshold=None, classes=None, compiled=True
+) -> dict:
     """The detections of a batch, by `config.detector.nms`.
 
     Args:
@@ -15,19 +17,26 @@ def detect(detector, config: Config, predictions, image_size, score_threshold=No
         predictions: the model's dict.
         image_size: int32 [B, 2] height, width of the photos in pixels; how a letterbox was placed follows from it.
         score_threshold: None: the config's.
+        classes: labels to look for, others count as never scored; None: all.
         compiled: whether XLA compiles the inner loops of the suppression, see nms.
     Returns:
         dict: boxes float32 [B, K, 4] xyxy relative to the PHOTO, clipped to it; scores float32 [B, K];
         labels int32 [B, K], padding -1; num_detections int32 [B].
     """
     limits = config.detector.nms
+    boxes, scores = detector.decode(predictions)
+    if classes is not None:
+        wanted = tf.reduce_any(tf.range(scores.shape[2])[:, None] == classes, 1)
+        scores = tf.where(wanted, scores, 0.0)
     detections = nms.non_max_suppression(
-        *detector.decode(predictions),
+        boxes,
+        scores,
         score_threshold=limits.score_threshold if score_threshold is None else score_threshold,
         iou_threshold=limits.iou_threshold,
         max_per_class=limits.max_per_class,
         max_detections=limits.max_detections,
         class_agnostic=limits.class_agnostic,
+        method=limits.method,
         compiled=compiled,
     )
     return {**detections, schema.BOXES: boxlib.clip(to_photo(detections[schema.BOXES], config, image_size))}
