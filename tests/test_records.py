@@ -93,7 +93,7 @@ def sample(count, encoded=b"x" * 70_000):
     boxes = np.linspace(0, 1, count * 4, dtype=np.float32).reshape(-1, 4)
     labels = np.arange(count, dtype=np.int32) % 3
     annotation = Annotation("some/where.jpg", "some/where", boxes, labels, np.arange(count) % 2 == 1)
-    return annotation, EncodedImage(encoded, 30, 200, "jpeg", None, (30, 200))
+    return annotation, EncodedImage(encoded, 30, 200, "jpeg", None, (30, 200), "JPEG")
 
 
 @pytest.mark.parametrize("count", [0, 1, 300])

@@ -22,7 +22,7 @@ KINDS = {
     "missing_image": ("image", "check the path and --images"),
     "unreadable_image": ("image", "save it as JPEG or PNG, or take it out"),
     "truncated_image": ("image", "fetch it again"),
-    "duplicate_image": ("image", "put all boxes of an image into one entry; --skip-bad keeps the first"),
+    "duplicate_image": ("image", "put all boxes of an image into one entry; to drop it keeps the first"),
     "outside_root": ("image", "move the image into the image folder, or pass --allow-outside if you trust the file"),
     "bad_entry": ("image", "repair the entry; in a pickle it is an array of numbers [N, 4 + number of classes]"),
     "wrong_shape": ("image", "an array has a row a box: 4 corners, then a column for each class; check --classes"),
@@ -34,8 +34,17 @@ KINDS = {
     "wrong_unit": ("box", "the pickle holds corners divided by width and height, the other formats pixels"),
     "inverted": ("box", "swap the corners: xmin < xmax, ymin < ymax"),
     "zero_area": ("box", "remove the box or draw it again"),
+    "size_mismatch": ("image", "draw the boxes on this very file, or correct the size that the annotation states"),
     "outside": ("box", "remove the box, or check that it belongs to this image"),
-    "crosses_border": ("", "cut the box at the border; --skip-bad does"),
+    "too_many_boxes": ("box", "raise --max-boxes; to drop keeps the first boxes"),
+    # suspicions: what can be used, and may be wrong all the same
+    "wrong_extension": ("image", "rename the file"),
+    "same_content": ("image", "keep one of the two, or they are learned twice, or tested on what was learned"),
+    "tiny_box": ("box", "remove the box, or take a larger model input: nothing is left of it to learn"),
+    "duplicate_box": ("box", "remove one of the two"),
+    "two_classes": ("box", "keep the class that is right"),
+    "shifted_classes": ("", "check the order and the number of the class names; ids count from 0, without background"),
+    "crosses_border": ("", "cut the box at the border; --on-bad clip does"),
 }
 
 _BORDER_TOLERANCE = 1.001  # pixels that rounding may carry a corner over the border
@@ -71,6 +80,7 @@ class Listing:
         labels: int32 [N] in [0, C).
         difficult: bool [N].
         numbers: int [N], the place of each box in its entry, counted from 1.
+        stated_size: (height, width) of the image as the annotation file states it, None if it does not.
     """
 
     where: str
@@ -81,15 +91,24 @@ class Listing:
     difficult: np.ndarray
     numbers: np.ndarray
     in_pixels: bool
+    stated_size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that cannot be used. `kind` is a key of KINDS, `where` is "file:line" or "file: key 'x'"."""
+    """One thing that cannot be used, or looks wrong.
+
+    Attributes:
+        kind: a key of KINDS.
+        where: "file:line" or "file: key 'x'".
+        reason: what is wrong.
+        boxes: the numbers in their entry, from 1, of the boxes that are meant; none: the image as a whole.
+    """
 
     kind: str
     where: str
     reason: str
+    boxes: tuple[int, ...] = ()
 
     @property
     def loses(self) -> str:
@@ -165,7 +184,8 @@ def _box_problem(listing, size, i, fault) -> Problem:
     corners = ", ".join(f"{value:.6g}" for value in listing.boxes[i])
     image = f"{size[1]} x {size[0]} image"
     text = _FAULT_TEXT.get(fault) or _UNIT_TEXT[listing.in_pixels]
-    return Problem(fault, listing.where, f"box {listing.numbers[i]} ({corners}; {image}) {text}")
+    number = int(listing.numbers[i])
+    return Problem(fault, listing.where, f"box {number} ({corners}; {image}) {text}", (number,))
 
 
 def read_annotations(listings) -> tuple[list[Annotation], list[Problem]]:

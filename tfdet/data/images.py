@@ -56,6 +56,7 @@ class EncodedImage:
         format: "jpeg" or "raw".
         change: what was done to the pixels, None where they are the source's.
         source_size: (height, width) of the source as it is displayed, the frame of pixel boxes.
+        source_format: of the source, as Pillow names it.
     """
 
     encoded: bytes
@@ -64,6 +65,7 @@ class EncodedImage:
     format: str
     change: str | None
     source_size: tuple[int, int]
+    source_format: str
 
 
 def displayed_size(path) -> tuple[int, int]:
@@ -100,14 +102,14 @@ def read_image(path, options: ImageOptions = _DEFAULT_OPTIONS) -> EncodedImage:
             image.draft("L", (1, 1))
             with _damage_explained(path):
                 image.load()
-        return EncodedImage(data, *size, "jpeg", None, size)
+        return EncodedImage(data, *size, "jpeg", None, size, image.format)
     if image.format == "PNG" and options.decode_check:
         with _damage_explained(path):
             Image.open(io.BytesIO(data)).verify()  # decoding does not compare a PNG's checksums
     change = _describe_change(image, target != size)
     pixels = _upright_rgb(path, image, target)
     encoded = pixels.tobytes() if options.store == "raw" else _to_jpeg(path, pixels, options.quality)
-    return EncodedImage(encoded, *target, options.store, change, size)
+    return EncodedImage(encoded, *target, options.store, change, size, image.format)
 
 
 # --- reading ------------------------------------------------------------------------------------

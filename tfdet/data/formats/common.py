@@ -23,18 +23,18 @@ class Source:
     problems: list[Problem]
 
 
-def make_listing(where, image_path, image_id, rows, numbers, *, in_pixels, difficult=None) -> Listing:
+def make_listing(where, image_path, image_id, rows, numbers, *, in_pixels, difficult=None, stated_size=None) -> Listing:
     """rows: float64 [N, 5] corners and class; numbers: the place of each row in its entry, from 1."""
     rows = np.asarray(rows, np.float64).reshape(-1, 5)
     difficult = np.zeros(len(rows), bool) if difficult is None else np.asarray(difficult, bool)
     labels, numbers = rows[:, 4].astype(np.int32), np.asarray(numbers, np.int64)
-    return Listing(where, str(image_path), image_id, rows[:, :4], labels, difficult, numbers, in_pixels)
+    return Listing(where, str(image_path), image_id, rows[:, :4], labels, difficult, numbers, in_pixels, stated_size)
 
 
 def box_problem(where, number, fault) -> Problem:
     """fault: (kind of problem, text that follows the box's number)."""
     kind, text = fault
-    return Problem(kind, where, f"box {number} {text}")
+    return Problem(kind, where, f"box {number} {text}", (int(number),))
 
 
 def locate(where, name, candidates, root=None) -> tuple[Path | None, Problem | None]:

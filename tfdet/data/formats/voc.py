@@ -56,7 +56,17 @@ def _voc_listing(file, root, images, class_names, allow_outside):
     good = [i for i, row in enumerate(rows, 1) if len(row) == 6]
     difficult = [rows[i - 1][5] for i in good]
     boxes = [rows[i - 1][:5] for i in good]
-    return make_listing(where, image, image.name, boxes, good, in_pixels=True, difficult=difficult), problems
+    stated = {"in_pixels": True, "difficult": difficult, "stated_size": _stated_size(root)}
+    return make_listing(where, image, image.name, boxes, good, **stated), problems
+
+
+def _stated_size(root) -> tuple[int, int] | None:
+    """(height, width); many files say 0 x 0 for "not known"."""
+    try:
+        size = tuple(int(float(root.findtext(f"size/{side}"))) for side in ("height", "width"))
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return size if min(size) > 0 else None
 
 
 def _voc_row(item, class_names) -> tuple:
