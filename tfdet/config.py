@@ -15,6 +15,8 @@ SHUFFLE_MODES = ("global", "sequential", "none")
 SSD_BACKBONES = ("vgg16", "mobilenetv2")
 YOLO_BACKBONES = ("darknet53", "tiny")
 MATCHING_RULES = ("bipartite", "per_box")
+OPTIMIZERS = ("adam", "adamw", "sgd", "sgdw", "lamb", "radam")  # the last two are of tensorflow-addons
+AVERAGES = ("none", "moving_average", "swa")
 BOX_LOSSES = ("l2", "giou", "ciou")
 NMS_METHODS = ("hard", "soft", "matrix")
 
@@ -290,9 +292,10 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The optimisation. `batch_size` is global: all replicas together."""
+    """The optimisation. `batch_size` is global: the images of one update, all replicas and parts together."""
 
     batch_size: int = 32
+    accumulate: int = 1  # parts that a replica takes its share of a batch in, one after the other, to save memory
     epochs: int = 50
     steps_per_epoch: int = 0  # 0: as many as one pass over the training images takes
     max_minutes: float = 0.0  # 0: no limit; else training ends cleanly after this time
@@ -302,9 +305,16 @@ class TrainConfig:
     warmup_steps: int = 0
     weight_decay: float = 0.0
     clip_norm: float = 0.0  # 0: no clipping
+    ema_decay: float = 0.0  # 0: no moving average of the weights; else evaluated and saved in their place
+    lookahead: bool = False  # these three need tensorflow-addons
+    averaging: str = "none"  # its own averages of the weights, used as those of ema_decay
+    slow_layers: tuple[str, ...] = ()  # layer names as in `frozen`, trained at slow_factor of the rate
+    slow_factor: float = 0.1
     frozen: tuple[str, ...] = ()  # layer names, shell patterns allowed: "conv1_*"
     precision: str = "float32"
+    xla: bool = False  # compiles the forward and backward pass of the step
     sync_batch_norm: bool = False
+    on_nan: str = "stop"  # or "skip": a loss that is not finite is counted, and its update left out
     seed: int = 0
     keep_checkpoints: int = 2
 
@@ -314,7 +324,15 @@ class TrainConfig:
         _require(self.learning_rate > 0, f"train.learning_rate is {self.learning_rate}; it must be positive")
         for name in ("steps_per_epoch", "max_minutes", "warmup_steps", "weight_decay", "clip_norm"):
             _require(getattr(self, name) >= 0, f"train.{name} is {getattr(self, name)}; it must not be negative")
-        _one_of("train.optimizer", self.optimizer, ("adam", "sgd", "adamw"))
+        _require(self.accumulate > 0, f"train.accumulate is {self.accumulate}; it must be positive")
+        _require(0 <= self.ema_decay < 1, f"train.ema_decay is {self.ema_decay}; it lies in [0, 1)")
+        _require(self.slow_factor > 0, f"train.slow_factor is {self.slow_factor}; it must be positive")
+        _require(self.keep_checkpoints > 0, f"train.keep_checkpoints is {self.keep_checkpoints}; it must be positive")
+        averages = not (self.ema_decay and self.averaging != "none")
+        _require(averages, "train.ema_decay and train.averaging both average the weights; choose one")
+        _one_of("train.optimizer", self.optimizer, OPTIMIZERS)
+        _one_of("train.averaging", self.averaging, AVERAGES)
+        _one_of("train.on_nan", self.on_nan, ("stop", "skip"))
         _one_of("train.schedule", self.schedule, ("constant", "cosine"))
         _one_of("train.precision", self.precision, ("float32", "mixed_float16", "mixed_bfloat16"))
 
