@@ -1,4 +1,7 @@
 import itertools
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -44,3 +47,16 @@ def test_a_rate_as_a_dict():
 def test_peak_memory_is_that_of_a_process():
     assert timing.peak_rss_mb() == pytest.approx(timing.peak_rss_mb(), rel=0.5)
     assert 10 < timing.peak_rss_mb() < 100_000
+
+
+def test_the_time_of_child_processes_counts():
+    before = timing.cpu_seconds()
+    work = "import time\nwhile time.process_time() < 0.5: pass\nprint(flush=True)\ninput()"
+    with subprocess.Popen([sys.executable, "-c", work], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        child.stdout.readline()
+        if sys.platform == "linux":
+            assert 0.4 < timing.cpu_seconds() - before < 5  # it still runs
+        child.communicate(b"\n")
+    assert 0.4 < timing.cpu_seconds() - before < 5
+    own = time.process_time()
+    assert timing.cpu_seconds() >= own
