@@ -20,7 +20,7 @@ from PIL import Image
 from tfdet import schema
 from tfdet.data import convert, publish, tfrecord
 from tfdet.data.annotations import Annotation
-from tfdet.data.errors import RecordError
+from tfdet.data.errors import DataError, RecordError
 from tfdet.data.formats import common
 from tfdet.data.images import EncodedImage, ImageOptions
 from tfdet.data.records import open_split, parse, read_index
@@ -361,7 +361,7 @@ class EndOfProcess:
 def test_a_dead_worker_is_one_clear_error(tmp_path):
     listings = make_listings(tmp_path / "img", 4)
     listings[2] = dataclasses.replace(listings[2], image_path=EndOfProcess())
-    with pytest.raises(RecordError, match="a worker process died; it may have run out of memory"):
+    with pytest.raises(DataError, match="a worker process died; it may have run out of memory"):
         convert.convert({"train": listings}, tmp_path / "out", "toy", NAMES, shards=2, workers=2)
     assert not (tmp_path / "out").exists()
 

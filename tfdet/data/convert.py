@@ -9,15 +9,9 @@ Nothing here needs TensorFlow, so that worker processes start at once.
 import contextlib
 import errno
 import hashlib
-import itertools
-import multiprocessing
 import os
 import shutil
-import signal
-import threading
 from collections import Counter
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +22,7 @@ from tfdet.data.annotations import Annotation, Listing, Problem, to_annotation
 from tfdet.data.errors import ImageError, RecordError
 from tfdet.data.images import EncodedImage, ImageOptions, displayed_size, read_image
 from tfdet.data.publish import PARTIAL, Shard, publish
+from tfdet.data.workers import run_jobs
 
 SHARD_BYTES = 100_000_000  # aimed at
 _DEFAULT_OPTIONS = ImageOptions()
@@ -79,7 +74,8 @@ def convert(
         shards: files a split; 0: about 100 MB each.
         progress: called with (images done, images in all).
     Raises:
-        RecordError: no image is left, a worker process died, or writing failed (disk full, no permission).
+        RecordError: no image is left, or writing failed (disk full, no permission).
+        DataError: a worker process died.
     """
     directory = Path(directory)
     partial, existed = directory / PARTIAL, directory.exists()
@@ -88,7 +84,7 @@ def convert(
         partial.mkdir(parents=True)
         filled = {split: listings for split, listings in splits.items() if listings}
         jobs = [job for split in filled for job in _plan(split, filled[split], partial, class_names, options, shards)]
-        written = _run(jobs, workers, progress)
+        written = run_jobs(_write_shard, jobs, workers, directory, progress)
         problems = [*problems, *(problem for shard in written for problem in shard.problems)]
         manifest = None
         if (skip_bad or not problems) and any(len(shard.index) for shard in written):
@@ -105,7 +101,7 @@ def convert(
                 directory.rmdir()
 
 
-# --- planning and running -----------------------------------------------------------------------
+# --- planning -----------------------------------------------------------------------------------
 
 
 def _plan(split, listings, partial, class_names, options, shards):
@@ -126,63 +122,6 @@ def _expected_bytes(listing, options) -> int:
         return int(height * width * 3 * shrink**2)
     except (OSError, ImageError):
         return 0  # reported when the image is read
-
-
-def _run(jobs, workers, progress) -> list[Shard]:
-    total = sum(len(job.listings) for job in jobs)
-    progress = progress or (lambda done, total: None)
-    workers = min(workers, len(jobs))
-    if workers > 1:
-        return _run_in_processes(jobs, workers, progress, total)
-    done = itertools.count(1)
-    return [_write_shard(job, lambda: progress(next(done), total)) for job in jobs]
-
-
-def _run_in_processes(jobs, workers, progress, total) -> list[Shard]:
-    context = multiprocessing.get_context("spawn")  # a fork would inherit the threads and locks of the caller
-    done = context.Value("q", 0)
-    with ProcessPoolExecutor(workers, context, _start_worker, (done,)) as pool:
-        futures = []
-        try:
-            for job in jobs:
-                futures.append(pool.submit(_write_shard_in_worker, job))
-            pending = futures
-            while pending:
-                finished, pending = wait(pending, timeout=0.1, return_when=FIRST_EXCEPTION)
-                progress(done.value, total)
-                for future in finished:
-                    future.result()
-            return [future.result() for future in futures]
-        except BrokenProcessPool as error:
-            advice = "it may have run out of memory: take fewer --workers"
-            raise RecordError(Path(jobs[0].path).parent, "a worker process died", advice) from error
-        finally:
-            for future in futures:  # after an error or Ctrl-C nothing new is begun
-                future.cancel()
-
-
-_done = None  # in a worker: the number of images done by all workers
-
-
-def _start_worker(done):
-    global _done
-    _done = done
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, which ends its workers
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent():
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
-def _write_shard_in_worker(job) -> Shard:
-    return _write_shard(job, _count_one)
-
-
-def _count_one():
-    with _done.get_lock():
-        _done.value += 1
 
 
 # --- writing ------------------------------------------------------------------------------------
