@@ -15,12 +15,13 @@ PUBLIC = {
     "tfdet.config": "AugmentConfig Config ConfigError DataConfig NmsConfig PriorLayout SsdConfig TrainConfig "
     "YoloConfig from_json override to_json",
     "tfdet.configs": "load",
-    "tfdet.data.annotations": "Annotation AnnotationError KINDS Listing Problem read_annotations split_listings "
-    "to_annotation",
+    "tfdet.data.annotations": "Annotation AnnotationError FRAMES KINDS Listing Problem read_annotations split_listings "
+    "to_annotation turn_boxes",
     "tfdet.data.convert": "Report convert record_features",
+    "tfdet.data.embedded": "file_size is_embedded name read_bytes",
     "tfdet.data.errors": "AnnotationError DataError ImageError RecordError",
     "tfdet.data.formats": "FORMATS Source read read_class_names recognise",
-    "tfdet.data.images": "EncodedImage ImageError ImageOptions STORES displayed_size read_image",
+    "tfdet.data.images": "EncodedImage ImageError ImageOptions STORES displayed_frame displayed_size read_image",
     "tfdet.data.pipeline": "eval_dataset find_faults image_dataset ladder steps_per_epoch train_dataset",
     "tfdet.data.records": "RecordError RecordSet open_split parse read_index",
     "tfdet.data.synthetic": "make_photos make_shapes write_both",

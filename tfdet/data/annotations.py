@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from tfdet.data.errors import AnnotationError
-from tfdet.data.images import displayed_size
+from tfdet.data.images import displayed_frame
 
 __all__ = [
-    "KINDS", "Annotation", "AnnotationError", "Listing", "Problem",
-    "read_annotations", "split_listings", "to_annotation",
+    "FRAMES", "KINDS", "NOTES", "Annotation", "AnnotationError", "Listing", "Problem",
+    "read_annotations", "split_listings", "to_annotation", "turn_boxes",
 ]  # fmt: skip
 
 # kind of problem -> what is left out when bad data is skipped ("" for a box that is cut to the image), advice
@@ -22,6 +22,9 @@ KINDS = {
     "missing_image": ("image", "check the path and --images"),
     "unreadable_image": ("image", "save it as JPEG or PNG, or take it out"),
     "truncated_image": ("image", "fetch it again"),
+    "too_many_pixels": ("image", "shrink it, or raise --max-pixels if you trust the file"),
+    "missing_annotation": ("image", "write an empty text file beside an image that shows no object"),
+    "name_clash": ("image", "give every image a name of its own"),
     "duplicate_image": ("image", "put all boxes of an image into one entry; to drop it keeps the first"),
     "outside_root": ("image", "move the image into the image folder, or pass --allow-outside if you trust the file"),
     "bad_entry": ("image", "repair the entry; in a pickle it is an array of numbers [N, 4 + number of classes]"),
@@ -46,6 +49,9 @@ KINDS = {
     "shifted_classes": ("", "check the order and the number of the class names; ids count from 0, without background"),
     "crosses_border": ("", "cut the box at the border; --on-bad clip does"),
 }
+
+FRAMES = ("displayed", "stored")
+NOTES = ("wrong_extension", "same_content", "tiny_box", "duplicate_box", "two_classes", "shifted_classes")
 
 _BORDER_TOLERANCE = 1.001  # pixels that rounding may carry a corner over the border
 
@@ -76,11 +82,14 @@ class Listing:
     Attributes:
         where: "file:line" or "file: key 'x'".
         image_path, image_id: as in `Annotation`.
-        boxes: float64 [N, 4] xyxy as written: pixels of the displayed image if `in_pixels`, else relative.
+        boxes: float64 [N, 4] xyxy as written: pixels of the image if `in_pixels`, else relative.
         labels: int32 [N] in [0, C).
         difficult: bool [N].
         numbers: int [N], the place of each box in its entry, counted from 1.
         stated_size: (height, width) of the image as the annotation file states it, None if it does not.
+        frame: one of FRAMES, where the boxes were drawn: on the image "displayed" upright, as its EXIF orientation
+            says, or on its pixels as they are "stored".
+        by_line: `where` is a file alone, and `numbers` are its lines.
     """
 
     where: str
@@ -92,6 +101,12 @@ class Listing:
     numbers: np.ndarray
     in_pixels: bool
     stated_size: tuple[int, int] | None = None
+    frame: str = "displayed"
+    by_line: bool = False
+
+    def where_is(self, i: int) -> str:
+        """The place of box `i`, counted from 0: "file:line" or "file: key 'x'"."""
+        return f"{self.where}:{self.numbers[i]}" if self.by_line else self.where
 
 
 @dataclass(frozen=True)
@@ -120,34 +135,57 @@ class Problem:
         return KINDS[self.kind][1]
 
     def __str__(self):
-        return f"{self.where}: {self.reason} [{self.kind}]; {self.advice}"
+        mark = "note: " if self.kind in NOTES else ""
+        return f"{self.where}: {mark}{self.reason} [{self.kind}]; {self.advice}"
 
 
 # --- boxes --------------------------------------------------------------------------------------
 
 
-def to_annotation(listing: Listing, size: tuple[int, int]) -> tuple[Annotation, list[Problem], int]:
-    """Checks the boxes of a listing and makes them relative.
+def to_annotation(
+    listing: Listing, size: tuple[int, int], orientation: int = 1
+) -> tuple[Annotation, list[Problem], int]:
+    """Checks the boxes of a listing and makes them relative to the displayed image.
 
     A box that leaves the image by at most one pixel (rounding) is cut to it; one that leaves it further is cut
     as well and reported as "crosses_border"; the other kinds of problem leave the box out.
 
     Args:
         size: (height, width) in pixels of the image as it is displayed.
+        orientation: the image's EXIF orientation, 1 to 8, by which boxes are turned that were drawn on the pixels
+            as they are stored.
     Returns:
         the annotation, the problems, and the number of boxes cut because of rounding.
     """
-    sides = np.array([size[1], size[0]] * 2, np.float64)
-    relative = listing.boxes / sides if listing.in_pixels else listing.boxes
+    orientation = orientation if listing.frame == "stored" else 1
+    drawn_on = size[::-1] if orientation >= 5 else size
+    relative = listing.boxes / np.float64(drawn_on[::-1] * 2) if listing.in_pixels else listing.boxes
+    relative, sides = turn_boxes(relative, orientation), np.float64(size[::-1] * 2)
     inside = np.clip(relative, 0.0, 1.0).astype(np.float32)
     beyond = (np.maximum(-relative, relative - 1.0) * sides).max(axis=1, initial=0.0)
     with np.errstate(invalid="ignore"):  # corners that are not finite
         faults = _find_faults(listing, relative, inside, beyond, max(size))
-    problems = [_box_problem(listing, size, i, fault) for i, fault in enumerate(faults) if fault]
+    problems = [_box_problem(listing, drawn_on, i, fault) for i, fault in enumerate(faults) if fault]
     kept = np.isin(faults, ("", "crosses_border"))
     rounded = int(((faults == "") & (beyond > 0.0)).sum())
     fields = (inside[kept], listing.labels[kept], listing.difficult[kept])
     return Annotation(listing.image_path, listing.image_id, *fields), problems, rounded
+
+
+def turn_boxes(boxes, orientation: int):
+    """Boxes on an image's stored pixels -> on the image as its EXIF orientation displays it (CIPA DC-008, table 6).
+
+    Args:
+        boxes: [N, 4] xyxy, relative to the image.
+    """
+    x1, y1, x2, y2 = boxes.T
+    if orientation >= 5:  # the displayed row 0 is a stored column
+        x1, y1, x2, y2 = y1, x1, y2, x2
+    if orientation in (2, 3, 6, 7):  # the displayed left is the stored right, or bottom
+        x1, x2 = 1 - x2, 1 - x1
+    if orientation in (3, 4, 7, 8):  # the displayed top is the stored bottom, or right
+        y1, y2 = 1 - y2, 1 - y1
+    return np.stack([x1, y1, x2, y2], axis=-1)
 
 
 def _find_faults(listing, relative, inside, beyond, longest_side):
@@ -157,7 +195,7 @@ def _find_faults(listing, relative, inside, beyond, longest_side):
         small = (np.abs(listing.boxes) <= 1.0).all(axis=1) & (listing.boxes % 1.0 != 0.0).any(axis=1)
         wrong_unit = small & (longest_side > 1)
     else:
-        wrong_unit = (np.abs(relative) > 2.0).any(axis=1)
+        wrong_unit = (np.abs(listing.boxes) > 2.0).any(axis=1)
     faults = [
         ("not_finite", ~np.isfinite(relative).all(axis=1)),
         ("wrong_unit", wrong_unit),
@@ -185,7 +223,7 @@ def _box_problem(listing, size, i, fault) -> Problem:
     image = f"{size[1]} x {size[0]} image"
     text = _FAULT_TEXT.get(fault) or _UNIT_TEXT[listing.in_pixels]
     number = int(listing.numbers[i])
-    return Problem(fault, listing.where, f"box {number} ({corners}; {image}) {text}", (number,))
+    return Problem(fault, listing.where_is(i), f"box {number} ({corners}; {image}) {text}", (number,))
 
 
 def read_annotations(listings) -> tuple[list[Annotation], list[Problem]]:
@@ -194,7 +232,7 @@ def read_annotations(listings) -> tuple[list[Annotation], list[Problem]]:
     Raises:
         ImageError: an image is missing or cannot be read.
     """
-    checked = [to_annotation(listing, displayed_size(listing.image_path)) for listing in listings]
+    checked = [to_annotation(listing, *displayed_frame(listing.image_path)) for listing in listings]
     return [annotation for annotation, _, _ in checked], [p for _, problems, _ in checked for p in problems]
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tfdet.data import tfrecord
+from tfdet.data import embedded, tfrecord
 from tfdet.data.annotations import Annotation, Listing, Problem, to_annotation
 from tfdet.data.errors import ImageError, RecordError
 from tfdet.data.images import EncodedImage, ImageOptions, displayed_size, read_image
@@ -116,7 +116,7 @@ def _plan(split, listings, partial, class_names, options, shards):
 def _expected_bytes(listing, options) -> int:
     try:
         if options.store == "jpeg":
-            return os.path.getsize(listing.image_path)
+            return embedded.file_size(listing.image_path)
         height, width = displayed_size(listing.image_path)
         shrink = min(1.0, options.max_side / max(height, width)) if options.max_side else 1.0
         return int(height * width * 3 * shrink**2)
@@ -153,7 +153,7 @@ def _make_record(listing, job, shard) -> bytes | None:
     except ImageError as error:
         shard.problems.append(Problem(error.kind, listing.where, f"image {error.where}: {error.reason}"))
         return None
-    annotation, problems, rounded = to_annotation(listing, image.source_size)
+    annotation, problems, rounded = to_annotation(listing, image.source_size, image.orientation)
     shard.problems += problems
     shard.rounded += rounded
     shard.num_boxes += len(annotation.boxes)
@@ -168,13 +168,14 @@ def record_features(annotation: Annotation, image: EncodedImage, class_names) ->
     The names are those of schema.py, spelled out because schema.py needs TensorFlow.
     """
     x_min, y_min, x_max, y_max = annotation.boxes.T
+    file = annotation.image_id if embedded.is_embedded(annotation.image_path) else annotation.image_path
     return {
         "image/encoded": [image.encoded],
         "image/format": [image.format.encode()],
         "image/height": np.array([image.height]),
         "image/width": np.array([image.width]),
         "image/source_id": [_encode(annotation.image_id)],
-        "image/filename": [_encode(os.path.basename(annotation.image_path))],
+        "image/filename": [_encode(os.path.basename(file))],
         "image/object/bbox/xmin": x_min,
         "image/object/bbox/ymin": y_min,
         "image/object/bbox/xmax": x_max,

@@ -7,16 +7,19 @@ import contextlib
 import io
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from tfdet.data import embedded
 from tfdet.data.errors import ImageError
 
-__all__ = ["STORES", "EncodedImage", "ImageError", "ImageOptions", "displayed_size", "read_image"]
+__all__ = ["STORES", "EncodedImage", "ImageError", "ImageOptions", "displayed_frame", "displayed_size", "read_image"]
 
 STORES = ("jpeg", "raw")
+MOST_PIXELS = 178_956_970  # Pillow opens nothing larger
+# Of the formats that Pillow knows some start other programs (EPS) or are no photos; PPM is what bare pixels become.
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "JPEG2000", "PPM")
 _ORIENTATION_TAG = 0x0112
 _TURN = {  # EXIF orientation -> what shows the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -31,16 +34,23 @@ _TURN = {  # EXIF orientation -> what shows the image upright
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """How images are stored. `max_side` in pixels, 0: as they are; `quality` of every JPEG that is written."""
+    """How images are stored.
+
+    `max_side` in pixels, 0: as they are; `quality` of every JPEG that is written; images with more than `max_pixels`
+    are refused by their header, before anything is decoded.
+    """
 
     store: str = "jpeg"  # or "raw": decoded uint8
     max_side: int = 0
     quality: int = 95
     decode_check: bool = True  # read every image to its end, even those that are copied
+    max_pixels: int = 100_000_000
 
     def __post_init__(self):
         if self.store not in STORES or self.max_side < 0 or not 1 <= self.quality <= 100:
             raise ValueError(f"store is one of {STORES}, max_side is not negative, quality is 1 to 100: {self}")
+        if not 1 <= self.max_pixels <= MOST_PIXELS:
+            raise ValueError(f"max_pixels is 1 to {MOST_PIXELS}: {self}")
 
 
 _DEFAULT_OPTIONS = ImageOptions()
@@ -57,6 +67,7 @@ class EncodedImage:
         change: what was done to the pixels, None where they are the source's.
         source_size: (height, width) of the source as it is displayed, the frame of pixel boxes.
         source_format: of the source, as Pillow names it.
+        orientation: the EXIF orientation of the source, 1 to 8.
     """
 
     encoded: bytes
@@ -66,6 +77,7 @@ class EncodedImage:
     change: str | None
     source_size: tuple[int, int]
     source_format: str
+    orientation: int = 1
 
 
 def displayed_size(path) -> tuple[int, int]:
@@ -74,26 +86,41 @@ def displayed_size(path) -> tuple[int, int]:
     Raises:
         ImageError: no such file, or no image.
     """
-    with _explained(path), open(path, "rb") as file:
-        return _displayed_size(_open(path, file))
+    return displayed_frame(path)[0]
+
+
+def displayed_frame(path) -> tuple[tuple[int, int], int]:
+    """`displayed_size`, and the EXIF orientation (1 to 8) that leads to it."""
+    with _explained(path):
+        file = io.BytesIO(embedded.read_bytes(path)) if embedded.is_embedded(path) else open(path, "rb")  # noqa: SIM115
+    with file:
+        image = _open(path, file)
+        return _displayed_size(image), _orientation(image)
 
 
 def read_image(path, options: ImageOptions = _DEFAULT_OPTIONS) -> EncodedImage:
     """Reads one image file for storage.
 
-    The bytes of a whole, upright RGB or gray JPEG are copied. Anything else that Pillow reads (PNG, WebP, GIF's
-    first frame, CMYK, 16 bit, palette, alpha over white, JPEG turned by EXIF) is decoded, turned upright,
-    converted to RGB, shrunk where `options.max_side` asks for it, and encoded as JPEG.
+    The bytes of a whole, upright RGB or gray JPEG are copied. Anything else (PNG, BMP, WebP, TIFF, GIF's first
+    frame, CMYK, 16 bit, palette, alpha over white, JPEG turned by EXIF) is decoded, turned upright, converted to
+    RGB, shrunk where `options.max_side` asks for it, and encoded as JPEG.
 
+    Args:
+        path: an image file, or an image in a record file as `embedded` names it.
     Raises:
-        ImageError: no such file, not an image, cut off or damaged.
+        ImageError: no such file, not an image, too large, cut off or damaged.
     """
     with _explained(path):
-        data = Path(path).read_bytes()
+        data = embedded.read_bytes(path)
     image = _open(path, io.BytesIO(data))
-    size = _displayed_size(image)
+    if image.width * image.height > options.max_pixels:
+        raise _too_large(path, f"the image has {image.width} x {image.height} pixels, more than {options.max_pixels}")
+    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+        reason = "the image has pixels of 32 bits, whose range is not known"
+        raise ImageError(path, reason, "save it with 8 or 16 bits", "unreadable_image")
+    size, orientation = _displayed_size(image), _orientation(image)
     target = _shrunk_size(size, options.max_side)
-    plain = image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L") and _orientation(image) == 1
+    plain = image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L") and orientation == 1
     if image.format in ("JPEG", "MPO") and not _has_end(data):
         raise _truncated(path, "the JPEG has no end marker, it is cut off")
     if plain and target == size and options.store == "jpeg":
@@ -109,7 +136,7 @@ def read_image(path, options: ImageOptions = _DEFAULT_OPTIONS) -> EncodedImage:
     change = _describe_change(image, target != size)
     pixels = _upright_rgb(path, image, target)
     encoded = pixels.tobytes() if options.store == "raw" else _to_jpeg(path, pixels, options.quality)
-    return EncodedImage(encoded, *target, options.store, change, size, image.format)
+    return EncodedImage(encoded, *target, options.store, change, size, image.format, orientation)
 
 
 # --- reading ------------------------------------------------------------------------------------
@@ -131,7 +158,9 @@ def _open(path, file) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about metadata, and about sizes that Pillow still opens
-            return Image.open(file)
+            return Image.open(file, formats=_FORMATS)
+    except Image.DecompressionBombError as error:
+        raise _too_large(path, f"the image has more than {MOST_PIXELS} pixels") from error
     except Exception as error:  # damaged files make Pillow raise nearly anything
         raise ImageError(path, _why_not(error, file), "save it as JPEG or PNG", "unreadable_image") from error
 
@@ -163,6 +192,10 @@ def _truncated(path, reason):
     return ImageError(path, reason, "fetch it again or save it anew", "truncated_image")
 
 
+def _too_large(path, reason):
+    return ImageError(path, reason, "shrink it, or raise --max-pixels if you trust the file", "too_many_pixels")
+
+
 def _orientation(image) -> int:
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
@@ -173,7 +206,8 @@ def _orientation(image) -> int:
 
 def _displayed_size(image) -> tuple[int, int]:
     width, height = image.size
-    return (width, height) if _orientation(image) >= 5 else (height, width)
+    turned = image.format != "TIFF" and _orientation(image) >= 5  # Pillow turns TIFFs itself when it loads them
+    return (width, height) if turned else (height, width)
 
 
 def _has_end(data) -> bool:
@@ -208,10 +242,10 @@ def _describe_change(image, shrunk) -> str | None:
 
 
 def _upright_rgb(path, image, size) -> Image.Image:
-    orientation = _orientation(image)
     with _damage_explained(path):
         image.load()
-    image = _to_rgb(image)
+        orientation = _orientation(image)  # none is left where Pillow has turned the image itself
+        image = _to_rgb(image)
     if orientation != 1:
         image = image.transpose(_TURN[orientation])
     if (image.height, image.width) != size:

@@ -42,7 +42,7 @@ def publish(written, directory, name, class_names, options) -> dict:
         "schema_version": SCHEMA_VERSION,
         "name": name,
         "class_names": list(class_names),
-        **{key: value for key, value in asdict(options).items() if key != "decode_check"},
+        **{key: value for key, value in asdict(options).items() if key in ("store", "max_side", "quality")},
         "splits": {},
     }
     stale = _retire_manifest(directory)

@@ -1,0 +1,43 @@
+"""Images that are not files of their own but lie inside record files, named like files: FILE#bytes=START-END.
+
+Pixels that are stored without a header carry their size as well: FILE#bytes=START-END,HEIGHTxWIDTH. Such a name
+goes wherever the path of an image goes, so that nothing large is held in memory or copied between processes.
+Nothing here needs TensorFlow.
+"""
+
+import os
+import re
+from pathlib import Path
+
+_NAME = re.compile(r"(?P<file>.+)#bytes=(?P<start>\d+)-(?P<end>\d+)(?:,(?P<height>\d+)x(?P<width>\d+))?", re.DOTALL)
+
+
+def name(file, start: int, end: int, raw_size: tuple[int, int] | None = None) -> str:
+    """The name of the image in the bytes [start, end) of a file; `raw_size`: (height, width) of bare RGB pixels."""
+    return f"{file}#bytes={start}-{end}" + (",{}x{}".format(*raw_size) if raw_size else "")
+
+
+def is_embedded(path) -> bool:
+    return _NAME.fullmatch(str(path)) is not None
+
+
+def read_bytes(path) -> bytes:
+    """The image file that a path names; bare pixels get the header that makes them a PPM file.
+
+    Raises:
+        OSError: as reading a file does.
+    """
+    found = _NAME.fullmatch(str(path))
+    if not found:
+        return Path(path).read_bytes()
+    start, end = int(found["start"]), int(found["end"])
+    with open(found["file"], "rb") as file:
+        file.seek(start)
+        data = file.read(end - start)
+    return b"P6 %d %d 255\n" % (int(found["width"]), int(found["height"])) + data if found["width"] else data
+
+
+def file_size(path) -> int:
+    """Bytes of the image. Raises OSError where there is no such file."""
+    found = _NAME.fullmatch(str(path))
+    return int(found["end"]) - int(found["start"]) if found else os.path.getsize(path)
