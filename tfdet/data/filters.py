@@ -1,0 +1,55 @@
+"""Histogram equalisation and sharpness, from tensorflow-addons: where that is not installed, asking for them is an
+error that says how to get it."""
+
+import tensorflow as tf
+
+from tfdet import addons
+from tfdet.config import AugmentConfig, ConfigError
+from tfdet.data import random
+
+
+def is_on(config: AugmentConfig) -> bool:
+    """Whether the config asks for either.
+
+    Raises:
+        ConfigError: it does, and tensorflow-addons is missing.
+    """
+    wanted = [name for name in ("equalize", "sharpness") if getattr(config, name)]
+    if wanted and not addons.available():
+        try:
+            addons.get("image")
+        except ImportError as error:
+            raise ConfigError(f"augment.{wanted[0]} needs {error}") from error
+    return bool(wanted)
+
+
+def plan(seed: int, keys, config: AugmentConfig) -> dict:
+    """Which images are equalised, bool [B], and by how much each is sharpened, float32 [B].
+
+    Args:
+        keys: epoch, element int64 [B], the keys of the draws.
+    """
+    planned = {}
+    if config.equalize:
+        planned["equalize"] = random.uniform(seed, random.EQUALIZE, *keys, 1)[:, 0] < config.equalize
+    if config.sharpness:
+        u = random.uniform(seed, random.SHARPNESS, *keys, 1)[:, 0]
+        planned["sharpness"] = 1.0 + config.sharpness * (2.0 * u - 1.0)
+    return planned
+
+
+def equalize(image):
+    """uint8 [H, W, 3] -> uint8 [H, W, 3], the histogram of each channel spread evenly."""
+    return tf.ensure_shape(addons.get("image.equalize")(image), image.shape)
+
+
+def sharpness(image, factor):
+    """uint8 [H, W, 3], float32 []: 0 smooths, 1 changes nothing, 2 sharpens as much -> uint8 [H, W, 3]."""
+    return tf.ensure_shape(addons.get("image.sharpness")(image, factor), image.shape)
+
+
+def change(image, planned: dict):
+    """One image, uint8 [H, W, 3], and its row of `plan` -> uint8 [H, W, 3]."""
+    if "equalize" in planned:
+        image = tf.cond(planned["equalize"], lambda: equalize(image), lambda: image)
+    return sharpness(image, planned["sharpness"]) if "sharpness" in planned else image
