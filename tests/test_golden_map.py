@@ -39,12 +39,15 @@ def test_voc(golden, results, scenario):
                 assert np.isnan(ap[3])  # nothing annotated
 
 
+@pytest.mark.parametrize("fast", [False, True])
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_coco(golden, results, scenario):
+def test_coco(golden, results, scenario, fast):
+    if fast:
+        pytest.importorskip("faster_coco_eval", reason="faster-coco-eval is an extra")
     want = results[scenario]["pycocotools"]
     if want is None:
         pytest.skip("pycocotools does not load an empty list of detections")
-    ours = metrics.coco_ap(*load(golden, scenario), 4)
+    ours = metrics.coco_ap(*load(golden, scenario), 4, fast=fast)
     np.testing.assert_allclose([ours[key] for key in COCO_KEYS], want["stats"], rtol=0, atol=1e-9)
     per_class = np.stack([ours["per_class"], ours["per_class50"]], 1)[:3]
     np.testing.assert_allclose(per_class, want["per_class_AP_AP50"], rtol=0, atol=1e-9)

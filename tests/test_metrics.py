@@ -65,13 +65,26 @@ def test_coco_does_not_count_what_lies_in_a_crowd():
     assert metrics.coco_ap(truth, found, 1)["ap"] == pytest.approx(1.0)
 
 
-def test_coco_of_nothing():
-    empty = metrics.coco_ap(truth_of([]), detections_of([]), 2)
+@pytest.mark.parametrize("fast", [False, True])
+def test_coco_of_nothing(fast):
+    if fast:
+        pytest.importorskip("faster_coco_eval", reason="faster-coco-eval is an extra")
+    empty = metrics.coco_ap(truth_of([]), detections_of([]), 2, fast=fast)
     assert all(np.isnan(empty[key]) for key in COCO_KEYS)
-    missed = metrics.coco_ap(truth_of([(0, 1, [0, 0, 50, 50], False)]), detections_of([]), 2)
+    missed = metrics.coco_ap(truth_of([(0, 1, [0, 0, 50, 50], False)]), detections_of([]), 2, fast=fast)
     assert missed["ap"] == 0
     assert missed["ar100"] == 0
     assert np.isnan(missed["per_class"][0])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_both_libraries_give_the_same_figures(seed):
+    """Ties, crowds, classes without boxes, images without either; more than a hundred detections an image."""
+    pytest.importorskip("faster_coco_eval", reason="faster-coco-eval is an extra")
+    case = random_case(np.random.default_rng(seed), *((2, 2, 30, 400) if seed == 3 else ()))
+    slow, fast = (metrics.coco_ap(*case, 4, fast=fast) for fast in (False, True))
+    for key, value in slow.items():
+        np.testing.assert_allclose(fast[key], value, rtol=0, atol=1e-12, err_msg=key)
 
 
 # --- VOC ----------------------------------------------------------------------------------------

@@ -34,7 +34,8 @@ PUBLIC = {
     "tfdet.detectors.yolo": "Yolo",
     "tfdet.draw": "class_colour draw_boxes",
     "tfdet.evaluate": "coco_results collect evaluate summarise",
-    "tfdet.metrics": "Detections GroundTruth coco_ap mean_ap voc_ap voc_curves",
+    "tfdet.metrics": "COCO_FIGURES Curve Detections GroundTruth Mistake coco_ap confusion curve_ap mean_ap misses "
+    "voc_ap voc_curves wrong_detections",
     "tfdet.models.darknet": "build",
     "tfdet.models.layers": "CaffePreprocess Columns L2Normalization batch_norm clone_with_batch_norm prior_layout "
     "ssd_outputs",
