@@ -12,7 +12,7 @@ import tensorflow as tf
 from tfdet import boxes as box_ops
 from tfdet import schema
 from tfdet.config import AugmentConfig, Config
-from tfdet.data import augment, image_ops, random
+from tfdet.data import affine, augment, filters, image_ops, mixing, random
 
 SMALLEST_BUCKET = 8
 # what the batch stage hands through
@@ -50,6 +50,21 @@ class Stages:
     encode: Callable | None
     rows: int
     truth: bool = False
+
+    def __post_init__(self):
+        filters.is_on(self.augment)  # says now what is missing
+        if mixing.is_mixing(self.augment):
+            self.group  # noqa: B018
+
+    @property
+    def group(self) -> int:
+        """Rows that are mixed with each other."""
+        return mixing.group_size(self.config.train.batch_size, self.rows)
+
+    @property
+    def buckets(self) -> list[int]:
+        """Counts of boxes an image that the batch stage meets."""
+        return buckets(mixing.most_boxes(self.max_boxes, self.augment))
 
     @property
     def fill(self):
@@ -111,9 +126,28 @@ class Stages:
             u = random.uniform(data.seed, random.FLIP, *keys, 2)
             planned["flips"] = u < [self.augment.horizontal_flip, self.augment.vertical_flip]
             boxes = augment.flip_boxes(boxes, labels, planned["flips"])
+        further, boxes, labels = self._plan_further(keys, boxes, labels)
         labels = tf.where(example["valid"][:, None], labels, schema.IGNORE)
         image_id = tf.where(example["valid"], example[schema.IMAGE_ID], "")
-        return {**example, **planned, schema.BOXES: boxes, schema.LABELS: labels, schema.IMAGE_ID: image_id}
+        planned |= {**further, schema.BOXES: boxes, schema.LABELS: labels, schema.IMAGE_ID: image_id}
+        return {**example, **planned}
+
+    def _plan_further(self, keys, boxes, labels):
+        """What changes images at the size of the network input; the plans, boxes and labels."""
+        config, data, output = self.augment, self.config.data, self.config.detector.image_size
+        planned = {}
+        if affine.is_on(config):
+            u = random.uniform(data.seed, random.AFFINE, *keys, affine.NUM_DRAWS)
+            planned["affine"] = affine.plan(u, config, output)
+            boxes, labels = affine.map_boxes(boxes, labels, planned["affine"], output, data.min_visible)
+        if filters.is_on(config):
+            planned["filters"] = filters.plan(data.seed, keys, config)
+        group = self.group if mixing.is_mixing(config) else 1
+        mix, boxes, labels = mixing.plan(boxes, labels, data.seed, keys, config, output, group, data.min_visible)
+        if mix:
+            planned["mix"] = mix
+            boxes, labels = mixing.pack(boxes, labels, self.buckets)
+        return planned, boxes, labels
 
     def decode(self, row):
         """The costly half of the record stage, one image: the crop's pixels, resized, placed and flipped."""
@@ -122,6 +156,10 @@ class Stages:
         image = image_ops.resize_into(image, target, self.config.detector.image_size, self.fill)
         if self.flips:
             image = image_ops.flip(image, *tf.unstack(row.pop("flips")))
+        if "affine" in row:
+            image = affine.map_image(image, row.pop("affine"))
+        if "filters" in row:
+            image = filters.change(image, row.pop("filters"))
         return {**row, schema.IMAGE: image}
 
     def decode_only_crop(self, row):
@@ -131,7 +169,7 @@ class Stages:
     def batch_stage(self) -> Callable:
         """The batch stage: one XLA program for each bucket of boxes that turns up."""
         compiled = tf.function(self.compute, jit_compile=True)
-        sizes = buckets(self.max_boxes)
+        sizes = self.buckets
 
         def run(batch, bucket):
             boxes = tf.ensure_shape(batch[schema.BOXES], [self.rows, bucket, 4])
@@ -141,8 +179,11 @@ class Stages:
         def stage(batch):
             keys = batch.pop("epoch"), batch.pop("index")
             host = {key: batch.pop(key) for key in _UNTOUCHED if key in batch}
+            mix = batch.pop("mix", {})
+            batch[schema.IMAGE] = mixing.mix(batch[schema.IMAGE], mix)
+            batch |= {"holes": mix["holes"]} if "holes" in mix else {}
             batch["draws"] = augment.draw_colour(batch[schema.IMAGE], *keys, self.augment, self.config.data.seed)
-            if not batch["draws"] and self.encode is None:  # nothing to compute
+            if not batch["draws"] and self.encode is None and "holes" not in batch:  # nothing to compute
                 return {key: batch[key] for key in (schema.IMAGE, schema.BOXES, schema.LABELS)} | host
             number = tf.searchsorted(sizes, tf.shape(batch[schema.BOXES])[1:2])[0]
             branches = [lambda size=size: run(batch, size) for size in sizes]
@@ -151,9 +192,11 @@ class Stages:
         return stage
 
     def compute(self, batch):
-        """Colour, matching and encoding; static shapes, no strings."""
+        """Colour, holes, matching and encoding; static shapes, no strings."""
         boxes, labels = batch[schema.BOXES], batch[schema.LABELS]
         image = augment.change_colour(batch[schema.IMAGE], batch["draws"])
+        if "holes" in batch:
+            image = mixing.cutout_images(image, batch["holes"])
         outputs = {schema.IMAGE: image, schema.BOXES: boxes, schema.LABELS: labels}
         if self.encode is not None:
             targets = self.encode(boxes, labels)
