@@ -20,6 +20,7 @@ from PIL import Image
 from tfdet import schema
 from tfdet.data import convert, publish, tfrecord
 from tfdet.data.annotations import Annotation
+from tfdet.data.checks import Checks, make_policies
 from tfdet.data.errors import DataError, RecordError
 from tfdet.data.formats import common
 from tfdet.data.images import EncodedImage, ImageOptions
@@ -287,7 +288,9 @@ def test_bad_data_keeps_everything_from_being_written(tmp_path, workers):
 def test_bad_data_is_left_out_on_request(tmp_path):
     listings = make_listings(tmp_path / "img", 6)
     spoil(listings)
-    report = convert.convert({"train": listings}, tmp_path / "out", "toy", NAMES, shards=6, skip_bad=True)
+    report = convert.convert(
+        {"train": listings}, tmp_path / "out", "toy", NAMES, shards=6, checks=Checks(make_policies(["clip"]))
+    )
     assert len(report.problems) == 3
     records = open_split(tmp_path / "out", "train")
     assert (records.num_images, records.num_boxes, len(records.shard_paths)) == (4, 1 + 3 + 0 + 1, 4)
@@ -296,7 +299,9 @@ def test_bad_data_is_left_out_on_request(tmp_path):
 def test_nothing_usable_writes_nothing(tmp_path):
     listings = make_listings(tmp_path / "img", 1)
     Path(listings[0].image_path).unlink()
-    report = convert.convert({"train": listings}, tmp_path / "out", "toy", NAMES, skip_bad=True)
+    report = convert.convert(
+        {"train": listings}, tmp_path / "out", "toy", NAMES, checks=Checks(make_policies(["clip"]))
+    )
     assert report.manifest is None
     assert not (tmp_path / "out").exists()
 

@@ -6,22 +6,24 @@ import os
 import re
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 # Nothing here imports TensorFlow: neither this process nor its workers need it.
-from tfdet.data.annotations import Problem, split_listings
+from tfdet.data.annotations import NOTES, Problem, split_listings
+from tfdet.data.checks import FAULTS, count_cut, count_dropped, count_kinds
 from tfdet.data.convert import convert
 from tfdet.data.errors import DataError
 from tfdet.data.formats import FORMATS, read, read_class_names
 from tfdet.data.images import STORES, ImageOptions
+from tools.check_options import HELP, add_check_options, make_checks
 
 TFRECORDS = Path(__file__).resolve().parents[1] / "tfrecords"
 DEFAULT_SPLIT = {"pickle": ("sorted", 0.2), "lines": ("shuffled", 0.1), "voc": ("shuffled", 0.1)}
 
-EPILOG = """
+EPILOG = (
+    """
 examples:
   # keras-yolo3 lines, 10 % of the images for validation
   python tools/make_tfrecords.py data/train.txt --classes data/classes.txt --out tfrecords/mine
@@ -34,6 +36,8 @@ Every box or image that cannot be used is listed with its place, the reason and 
 nothing is written and the exit code is 1, unless --skip-bad is given. An annotation file that cannot be read
 ends with exit code 2. The last line on standard output is one JSON object.
 """
+    + HELP
+)
 
 
 def parse_arguments(arguments=None):
@@ -65,8 +69,8 @@ def parse_arguments(arguments=None):
     group.add_argument("--quality", type=int, default=95, help="of JPEGs that are encoded anew (default: %(default)s)")
     group.add_argument("--store", choices=STORES, default="jpeg", help="raw: decoded pixels, large and fast to read")
 
-    group = parser.add_argument_group("checks and speed")
-    group.add_argument("--skip-bad", action="store_true", help="leave out bad images and boxes instead of stopping")
+    group = add_check_options(parser)
+    group.add_argument("--skip-bad", dest="on_bad", action="append_const", const="clip", help="short for --on-bad clip")
     group.add_argument("--decode-check", action=argparse.BooleanOptionalAction, default=True,
                        help="read every image to its end to find damage (default: on)")  # fmt: skip
     group.add_argument(
@@ -147,10 +151,9 @@ def make_progress():
     return bar, lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def summarise(report, directory, name, seconds) -> dict:
+def summarise(report, directory, name, seconds, checks) -> dict:
     """What the last line of output says."""
     splits = report.manifest["splits"] if report.manifest else {}
-    lost = Counter(problem.loses for problem in report.problems)
     return {
         "out": str(directory),
         "name": name,
@@ -167,15 +170,16 @@ def summarise(report, directory, name, seconds) -> dict:
             }
             for split, entry in splits.items()
         },
-        "problems": dict(Counter(problem.kind for problem in report.problems)),
-        "dropped": {"images": lost["image"], "boxes": lost["box"]} if report.manifest else {},
-        "cut_at_border": report.rounded + lost[""],
+        "problems": count_kinds(report.problems, FAULTS),
+        "notes": count_kinds(report.problems, NOTES),
+        "dropped": count_dropped(report.problems, checks) if report.manifest else {},
+        "cut_at_border": report.rounded + count_cut(report.problems, checks),
         "changed": dict(report.changes),
         "seconds": round(seconds, 2),
     }
 
 
-def print_report(report, summary, skip_bad):
+def print_report(report, summary, checks):
     for problem in report.problems:
         print(problem)
     for change, count in report.changes.items():
@@ -185,7 +189,9 @@ def print_report(report, summary, skip_bad):
         print(f"{split}: {entry['images']} images, {entry['boxes']} boxes, {size}")
     if not summary["written"]:
         why = (
-            "no usable image is left" if skip_bad else "repair what is listed above, or pass --skip-bad to leave it out"
+            "repair what is listed above, or pass --skip-bad to leave it out"
+            if checks.stop(report.problems)
+            else "no usable image is left"
         )
         print(f"nothing was written: {why}", file=sys.stderr)
 
@@ -197,12 +203,13 @@ def main(arguments=None) -> int:
     directory, name = output_place(options)
     image_options = ImageOptions(options.store, options.max_side, options.quality, options.decode_check)
     try:
+        checks = make_checks(options)
         splits, problems, class_names = read_splits(options)
         bar, progress = make_progress()
         with bar:
             report = convert(
                 splits, directory, name, class_names, options=image_options, problems=problems,
-                skip_bad=options.skip_bad, shards=options.shards, workers=options.workers, progress=progress,
+                checks=checks, shards=options.shards, workers=options.workers, progress=progress,
             )  # fmt: skip
     except DataError as error:
         print(f"make_tfrecords: {error}", file=sys.stderr)
@@ -210,8 +217,8 @@ def main(arguments=None) -> int:
     except KeyboardInterrupt:
         print("make_tfrecords: interrupted, nothing was written", file=sys.stderr)
         return 130
-    summary = summarise(report, directory, name, time.perf_counter() - start)
-    print_report(report, summary, options.skip_bad)
+    summary = summarise(report, directory, name, time.perf_counter() - start, checks)
+    print_report(report, summary, checks)
     print(json.dumps(summary))
     return 0 if summary["written"] else 1
 

@@ -18,14 +18,16 @@ from pathlib import Path
 import numpy as np
 
 from tfdet.data import embedded, tfrecord
-from tfdet.data.annotations import Annotation, Listing, Problem, to_annotation
+from tfdet.data.annotations import Annotation, Listing, Problem
+from tfdet.data.checks import Checks, examine
 from tfdet.data.errors import ImageError, RecordError
-from tfdet.data.images import EncodedImage, ImageOptions, displayed_size, read_image
+from tfdet.data.images import EncodedImage, ImageOptions, displayed_size
 from tfdet.data.publish import PARTIAL, Shard, publish
 from tfdet.data.workers import run_jobs
 
 SHARD_BYTES = 100_000_000  # aimed at
 _DEFAULT_OPTIONS = ImageOptions()
+_DEFAULT_CHECKS = Checks()
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class _Job:
     listings: tuple[Listing, ...]
     class_names: tuple[str, ...]
     options: ImageOptions
+    checks: Checks
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def convert(
     *,
     options: ImageOptions = _DEFAULT_OPTIONS,
     problems=(),
-    skip_bad: bool = False,
+    checks: Checks = _DEFAULT_CHECKS,
     shards: int = 0,
     workers: int = 1,
     progress=None,
@@ -70,7 +73,7 @@ def convert(
     Args:
         splits: split name -> listings; a split without images is left out.
         problems: what reading the annotations found already.
-        skip_bad: leave out bad images and boxes instead of writing nothing.
+        checks: what is looked for, and whether what is found is left out or keeps everything from being written.
         shards: files a split; 0: about 100 MB each.
         progress: called with (images done, images in all).
     Raises:
@@ -83,11 +86,15 @@ def convert(
         shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
         partial.mkdir(parents=True)
         filled = {split: listings for split, listings in splits.items() if listings}
-        jobs = [job for split in filled for job in _plan(split, filled[split], partial, class_names, options, shards)]
+        jobs = [
+            job
+            for split in filled
+            for job in _plan(split, filled[split], partial, class_names, options, checks, shards)
+        ]
         written = run_jobs(_write_shard, jobs, workers, directory, progress)
         problems = [*problems, *(problem for shard in written for problem in shard.problems)]
         manifest = None
-        if (skip_bad or not problems) and any(len(shard.index) for shard in written):
+        if not checks.stop(problems) and any(len(shard.index) for shard in written):
             manifest = publish(written, directory, name, class_names, options)
         changes = sum((shard.changes for shard in written), Counter())
         return Report(manifest, problems, sum(shard.rounded for shard in written), changes)
@@ -104,13 +111,14 @@ def convert(
 # --- planning -----------------------------------------------------------------------------------
 
 
-def _plan(split, listings, partial, class_names, options, shards):
+def _plan(split, listings, partial, class_names, options, checks, shards):
     """One job a shard: images in the order of a hash of their ids, dealt in turn."""
     listings = sorted(listings, key=lambda item: hashlib.sha256(_encode(item.image_id)).digest())
     count = shards or round(sum(_expected_bytes(item, options) for item in listings) / SHARD_BYTES)
     count = max(1, min(count, len(listings)))
     paths = [str(partial / f"{split}-{i:05d}") for i in range(count)]
-    return [_Job(split, path, tuple(listings[i::count]), tuple(class_names), options) for i, path in enumerate(paths)]
+    common = tuple(class_names), options, checks
+    return [_Job(split, path, tuple(listings[i::count]), *common) for i, path in enumerate(paths)]
 
 
 def _expected_bytes(listing, options) -> int:
@@ -147,15 +155,12 @@ def _write_shard(job, tick) -> Shard:
 
 
 def _make_record(listing, job, shard) -> bytes | None:
-    """The serialized record of one image, None if it cannot be read; what is found goes into `shard`."""
-    try:
-        image = read_image(listing.image_path, job.options)
-    except ImageError as error:
-        shard.problems.append(Problem(error.kind, listing.where, f"image {error.where}: {error.reason}"))
-        return None
-    annotation, problems, rounded = to_annotation(listing, image.source_size, image.orientation)
+    """The serialized record of one image, None if it is left out; what is found goes into `shard`."""
+    image, annotation, problems, rounded = examine(listing, job.options, job.checks)
     shard.problems += problems
     shard.rounded += rounded
+    if annotation is None:
+        return None
     shard.num_boxes += len(annotation.boxes)
     shard.max_boxes = max(shard.max_boxes, len(annotation.boxes))
     shard.changes.update([image.change] if image.change else [])
