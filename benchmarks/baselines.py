@@ -311,11 +311,11 @@ def _with_one(example):
 # --- which there are ----------------------------------------------------------------------------
 
 
-def pytorch_opencv(record_set, config, num_images):
-    """tfdet's SSD pipeline in a PyTorch DataLoader of two workers with OpenCV: baselines_torch.py."""
+def pytorch_opencv(record_set, config, num_images, variant="paper"):
+    """tfdet's SSD pipeline in a PyTorch DataLoader of two workers with OpenCV: see baselines_torch.py."""
     import baselines_torch
 
-    return baselines_torch.make_loader(read_photos(record_set, num_images), config_for("ssd", config))
+    return baselines_torch.make_loader(read_photos(record_set, num_images), config_for("ssd", config), variant)
 
 
 def dali_cpu(record_set, config, num_images):
@@ -330,9 +330,14 @@ BASELINES = {
     "keras_yolo3": keras_yolo3,
     "naive_tf_data": naive_tf_data,
     "pytorch_opencv": pytorch_opencv,
+    "pytorch_opencv_tuned": partial(pytorch_opencv, variant="tuned"),
     "dali_cpu": dali_cpu,
 }
-_NEEDS = {"pytorch_opencv": ("torch", "cv2"), "dali_cpu": ("nvidia.dali",)}
+_NEEDS = {
+    "pytorch_opencv": ("torch", "cv2"),
+    "pytorch_opencv_tuned": ("torch", "cv2"),
+    "dali_cpu": ("nvidia.dali",),
+}
 
 
 def missing(name) -> list[str]:

@@ -42,7 +42,9 @@ def _training(photos, config):
         ratio = 1.0 + _coin(augment.expand_probability) * fn.random.uniform(range=[0.0, augment.expand_ratio - 1.0])
         x, y = fn.random.uniform(range=[0.0, 1.0]), fn.random.uniform(range=[0.0, 1.0])
         boxes = fn.bbox_paste(boxes, ratio=ratio, paste_x=x, paste_y=y, ltrb=True)
-    start, sides, boxes, labels = fn.random_bbox_crop(boxes, labels, bbox_layout="xyXY", **_crop_limits(augment))
+    start, sides = types.Constant([0.0, 0.0]), types.Constant([1.0, 1.0])
+    if augment.geometry != "none":
+        start, sides, boxes, labels = fn.random_bbox_crop(boxes, labels, bbox_layout="xyXY", **_crop_limits(augment))
     if expanding:
         image = fn.decoders.image(encoded, output_type=types.RGB)
         start = start * ratio - fn.stack(x, y) * (ratio - 1.0)
@@ -79,7 +81,7 @@ def _crop_limits(augment):
     else:
         sides = [share**0.5 for share in augment.crop_area]
         limits = {"thresholds": [0.0], "scaling": sides, "aspect_ratio": list(augment.crop_aspect)}
-    return {**common, **limits, "allow_no_crop": augment.geometry != "random_size_crop"}
+    return {**common, **limits, "allow_no_crop": augment.geometry == "ssd_crop"}
 
 
 def _batches_of(photos, batch_size):

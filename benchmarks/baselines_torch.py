@@ -1,7 +1,10 @@
 """tfdet's SSD pipeline as a PyTorch DataLoader with OpenCV: the same window, resize, flip, colour, match and encode.
 
-Written to be fast in its own terms: only the window is resized and changed, arithmetic is OpenCV's, the 50 candidate
-windows and the matching are vectorised in numpy, two worker processes with one thread each.
+Two worker processes with one thread each. Arithmetic on pixels is OpenCV's, the candidate windows and the matching are
+vectorised in numpy, in both variants:
+    paper   the order of the SSD paper and of its ports: the whole photo as floats changes its colours, then it is put
+            on a larger canvas, cropped, flipped, resized
+    tuned   tfdet's order: only the window is resized, as bytes, and its colours change at the size of the output
 """
 
 import cv2
@@ -21,7 +24,8 @@ _WHOLE = np.float32([0, 0, 1, 1])
 class SsdPhotos(torch.utils.data.Dataset):
     """photos: list of baselines.Photo. An item has the keys and dtypes of a row of tfdet's batch."""
 
-    def __init__(self, photos, config):
+    def __init__(self, photos, config, variant):
+        self.change = {"tuned": change_window, "paper": change_photo}[variant]
         self.photos, self.augment, self.size = photos, config.augment, config.detector.image_size
         detector = detectors.build(config.detector, config.num_classes)
         self.priors, self.variances = detector.anchors.numpy(), detector.variances.numpy()
@@ -36,22 +40,20 @@ class SsdPhotos(torch.utils.data.Dataset):
         photo = self.photos[number]
         data = np.frombuffer(photo.read(), np.uint8)
         image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
-        window = choose_window(photo.boxes, photo.labels, image.shape, self.augment, self.rng)
-        image, window = show(image, window, self.size)
+        image, window = self.change(image, photo, self.augment, self.size, self.rng)
         boxes, labels = boxes_in_window(photo.boxes, photo.labels, window, self.size, self.augment)
         for axis, chance in enumerate((self.augment.horizontal_flip, self.augment.vertical_flip)):
             if self.rng.random() < chance:
                 image = cv2.flip(image, 1 - axis)
                 boxes[:, [axis, axis + 2]] = 1 - boxes[:, [axis + 2, axis]]
-        image = change_colours(image, self.augment, self.rng)
         target_boxes, target_labels = encode(boxes, labels, self.priors, self.corners, self.variances, self.config)
         return {schema.IMAGE: image, schema.TARGET_BOXES: target_boxes, schema.TARGET_LABELS: target_labels,
                 "index": number}  # fmt: skip
 
 
-def make_loader(photos, config):
+def make_loader(photos, config, variant):
     """An iterable without end of batches: dicts of tensors."""
-    dataset = SsdPhotos(photos, config)
+    dataset = SsdPhotos(photos, config, variant)
     endless = torch.utils.data.RandomSampler(dataset, num_samples=len(photos) * 10**6)
     # fork: a fresh process would import the benchmark, and TensorFlow with it, before every pass
     return torch.utils.data.DataLoader(
@@ -60,24 +62,60 @@ def make_loader(photos, config):
     )  # fmt: skip
 
 
+def change_window(image, photo, augment, size, rng):
+    """uint8 photo -> uint8 [*size, 3] and the window that it shows, float [4]."""
+    window = choose_window(photo.boxes, photo.labels, image.shape, augment, rng)
+    image, window = show(image, window, size)
+    return change_colours(image, augment, rng), window
+
+
+def change_photo(image, photo, augment, size, rng):
+    """As `change_window`, in the paper's order."""
+    image = change_colours(image.astype(np.float32), augment, rng)
+    source, canvas, canvas_size = image.shape[1::-1], _WHOLE, image.shape[1::-1]
+    if rng.random() < augment.expand_probability:
+        canvas = draw_canvas(augment, rng)
+        canvas_size = np.rint((canvas[2:] - canvas[:2]) * source).astype(int)
+        x, y = np.minimum(np.rint(-canvas[:2] * source).astype(int), canvas_size - source)
+        whole = np.empty((*canvas_size[::-1], 3), np.float32)
+        whole[:] = MEAN_RGB
+        whole[y : y + image.shape[0], x : x + image.shape[1]] = image
+        image = whole
+    boxes, labels = to_window(photo.boxes, canvas), photo.labels
+    crop = choose_crop(boxes, labels, image.shape, augment, rng)
+    x0, y0, x1, y1 = np.rint(crop * np.tile(canvas_size, 2)).astype(int)
+    pixels = cv2.resize(image[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)], size[::-1], interpolation=cv2.INTER_LINEAR)
+    crop = np.array([x0, y0, x1, y1]) / np.tile(canvas_size, 2)
+    return cv2.convertScaleAbs(pixels), from_canvas(crop, canvas)
+
+
 # --- geometry -----------------------------------------------------------------------------------
 
 
 def choose_window(boxes, labels, shape, augment: AugmentConfig, rng):
-    """float32 [4] xyxy relative to the image, which it may reach beyond. As data/augment.py, one image at a time."""
-    canvas = _WHOLE
-    if rng.random() < augment.expand_probability:
-        ratio = rng.uniform(1, augment.expand_ratio)
-        low = -rng.random(2) * (ratio - 1)
-        canvas = np.float32([*low, *(low + ratio)])
+    """float [4] xyxy relative to the image, which it may reach beyond. As data/augment.py, one image at a time."""
+    canvas = draw_canvas(augment, rng) if rng.random() < augment.expand_probability else _WHOLE
+    return from_canvas(choose_crop(to_window(boxes, canvas), labels, shape, augment, rng), canvas)
+
+
+def draw_canvas(augment, rng):
+    """The larger canvas of SSD's zoom-out, as a window."""
+    ratio = rng.uniform(1, augment.expand_ratio)
+    low = -rng.random(2) * (ratio - 1)
+    return np.concatenate([low, low + ratio])
+
+
+def choose_crop(boxes, labels, shape, augment, rng):
+    """float [4] inside of what the boxes are relative to."""
     if augment.geometry == "ssd_crop":
-        window = _ssd_crop(to_window(boxes[labels != schema.BACKGROUND], canvas), rng)
-    elif augment.geometry == "random_size_crop" and rng.random() < augment.crop_probability:
-        window = _random_size_crop(shape, augment, rng)
-    else:
-        window = _WHOLE
-    sides = canvas[2:] - canvas[:2]
-    return np.tile(canvas[:2], 2) + window * np.tile(sides, 2)
+        return _ssd_crop(boxes[labels != schema.BACKGROUND], rng)
+    if augment.geometry == "random_size_crop" and rng.random() < augment.crop_probability:
+        return _random_size_crop(shape, augment, rng)
+    return _WHOLE
+
+
+def from_canvas(window, canvas):
+    return np.tile(canvas[:2], 2) + window * np.tile(canvas[2:] - canvas[:2], 2)
 
 
 def _ssd_crop(boxes, rng):
@@ -145,22 +183,36 @@ def boxes_in_window(boxes, labels, window, size, augment):
 
 
 def change_colours(image, augment, rng):
-    """Saturation, brightness, contrast in a drawn order, then lighting: uint8 [H, W, 3], saturating at each."""
+    """Saturation, brightness, contrast in a drawn order, then lighting, clipped at each: uint8 or float [H, W, 3]."""
     amounts = augment.saturation, augment.brightness, augment.contrast
     for turn in rng.permutation(3):
         if not amounts[turn]:
             continue
         factor = 1 + amounts[turn] * rng.uniform(-1, 1)
         if turn == 0:
-            image = cv2.transform(image, factor * np.eye(3) + (1 - factor) * np.ones((3, 1)) * LUMA)
+            image = _affine(image, factor * np.eye(3) + (1 - factor) * np.ones((3, 1)) * LUMA, np.zeros(3))
         else:
             pull = (1 - factor) * np.dot(cv2.mean(image)[:3], LUMA) if turn == 2 else 0.0
-            image = cv2.convertScaleAbs(image, alpha=factor, beta=pull)
+            image = _scale(image, factor, pull)
     if augment.lighting:
         colours = cv2.resize(image, (32, 32)).reshape(-1, 3) / np.float32(255)
-        shift = 255 * augment.lighting * np.cov(colours, rowvar=False) @ rng.standard_normal(3)
-        image = cv2.transform(image, np.concatenate([np.eye(3), shift[:, None]], 1))
+        image = _affine(
+            image, np.eye(3), 255 * augment.lighting * np.cov(colours, rowvar=False) @ rng.standard_normal(3)
+        )
     return image
+
+
+def _affine(image, matrix, bias):
+    image = cv2.transform(image, np.concatenate([matrix, bias[:, None]], 1))
+    return image if image.dtype == np.uint8 else np.clip(image, 0, 255, out=image)
+
+
+def _scale(image, factor, bias):
+    if image.dtype == np.uint8:
+        table = np.clip(np.rint(np.arange(256) * factor + bias), 0, 255).astype(np.uint8)
+        return cv2.LUT(image, table)
+    image = image * np.float32(factor) + np.float32(bias)
+    return np.clip(image, 0, 255, out=image)
 
 
 # --- targets ------------------------------------------------------------------------------------

@@ -19,12 +19,14 @@ quiet.import_tensorflow()
 import numpy as np
 import PIL
 import tensorflow as tf
+from baselines import BASELINES, missing
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from tfdet import config as configs_module
 from tfdet import configs, detectors, timing
+from tfdet.config import ConfigError
 from tfdet.data import formats, pipeline, synthetic
 from tfdet.data.convert import convert
 from tfdet.data.errors import DataError
@@ -38,6 +40,7 @@ AUGMENTS = {
     "none": configs_module.NO_AUGMENT,
 }
 
+SLOW = {"rykov8": 8, "keras_yolo3": 16, "naive_tf_data": 2}  # gets this many times fewer images a pass
 ROWS = ("pipeline", "read", "parse", "plan", "decode_crop", "resize", "batch", "batch_stage", "prefetch")
 
 EPILOG = """
@@ -45,6 +48,11 @@ Without --data a set of photo-like 640-pixel JPEGs is drawn once and kept in ben
 decode_only is a parallel map of tf.io.decode_jpeg over the same records, whole images, in file order. The other rows
 are the training pipeline cut off after that stage; `prefetch` is all of it. core-ms is CPU time of all threads an
 image. The passes of all rows are taken in turn, so that a machine whose speed drifts treats all rows alike.
+
+--compare adds what else could feed the training, see benchmarks/baselines.py: rykov8 and keras_yolo3, the generators
+of these projects as they are, one process; naive_tf_data; and, where installed, dali_cpu and pytorch_opencv with two
+workers, in the SSD paper's order of steps, and tuned, in tfdet's. The slow ones get fewer images a pass. core-ms
+includes worker processes.
 """
 
 
@@ -68,6 +76,10 @@ def parse_arguments(arguments=None):
     parser.add_argument(
         "--only", nargs="+", metavar="ROW", choices=ROWS, help="measure these rows beside decode_only, e.g. pipeline"
     )
+    parser.add_argument(
+        "--compare", nargs="*", metavar="NAME", choices=BASELINES,
+        help=f"measure others, too: {', '.join(BASELINES)} (default: all that are installed)",
+    )  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the ladder as PNG")
     return parser.parse_args(arguments)
@@ -93,14 +105,34 @@ def make_config(options, class_names):
     return replace(config, data=data, train=train, augment=augment, class_names=class_names)
 
 
-def measure_ladder(record_set, config, images, passes, only=None) -> dict:
-    """timing.Rate by stage, plus the whole pipeline as "pipeline"."""
+def make_baselines(names, record_set, config, images) -> dict:
+    """What `timing.compare` takes, by the names of the baselines; [] names all that are installed.
+
+    Raises:
+        ConfigError: one that was asked for cannot run here.
+    """
+    work = {}
+    for name in names or BASELINES:
+        absent = missing(name)
+        if absent and names:
+            raise ConfigError(f"{name} needs {' and '.join(absent)}: install it, or leave {name} out of --compare")
+        if absent:
+            print(f"{name} is left out: {' and '.join(absent)} not installed", file=sys.stderr)
+            continue
+        batch = config.train.batch_size
+        share = max(batch, images // SLOW.get(name, 1))
+        work[name] = (BASELINES[name](record_set, config, images), share, batch)
+    return work
+
+
+def measure_ladder(record_set, config, images, passes, only=None, baselines=None) -> dict:
+    """timing.Rate by stage, plus the whole pipeline as "pipeline", plus the baselines."""
     detector = detectors.build(config.detector, config.num_classes)
     rungs = pipeline.ladder(record_set, config, detector.encode)
     if only:
         wanted = {"decode_only", *only} | ({"prefetch"} if "pipeline" in only else set())
         rungs = {name: rung for name, rung in rungs.items() if name in wanted}
-    work = {name: (data, images, count) for name, (data, count) in rungs.items()}
+    work = {name: (data, images, count) for name, (data, count) in rungs.items()} | (baselines or {})
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("measuring", total=len(work) * (passes + 1))
         rates = timing.compare(work, passes, progress=lambda: bar.advance(task))
@@ -111,7 +143,7 @@ def measure_ladder(record_set, config, images, passes, only=None) -> dict:
 
 def bottleneck(rates) -> str:
     """One sentence: the stage that adds most CPU time to the one before it."""
-    names = [name for name in rates if name not in ("decode_only", "decode_crop", "pipeline")]
+    names = [name for name in ROWS if name in rates and name not in ("decode_crop", "pipeline")]
     costs = {name: rates[name].median_core_ms for name in names}
     added = {after: costs[after] - costs[before] for before, after in zip([None, *names], names) if before}
     added["read"] = costs.get("read", 0.0)
@@ -126,7 +158,7 @@ def bottleneck(rates) -> str:
 
 
 def show(rates):
-    table = Table(title="input pipeline, cut off after each stage")
+    table = Table(title="input pipeline, cut off after each stage; baselines below")
     for heading in ("stage", "images/s", "min", "max", "core-ms / image", "of decode_only"):
         table.add_column(heading, justify="left" if heading == "stage" else "right")
     base = rates["decode_only"].median
@@ -147,7 +179,7 @@ def plot(rates, path):
 
     names = [name for name in rates if name != "pipeline"]
     figure, axes = pyplot.subplots(figsize=(8, 4), layout="constrained")
-    colours = ["0.6" if name == "decode_only" else "tab:blue" for name in names]
+    colours = ["tab:orange" if name in BASELINES else "0.6" if name == "decode_only" else "tab:blue" for name in names]
     bars = axes.barh(names, [rates[name].median for name in names], color=colours)
     axes.bar_label(bars, fmt="{:,.0f}", padding=3)
     axes.invert_yaxis()
@@ -160,8 +192,12 @@ def summarise(rates, options, record_set, config) -> dict:
     share = rates["pipeline"].median / rates["decode_only"].median if "pipeline" in rates else None
     return {
         "images_per_second": round(rates["pipeline"].median, 1) if "pipeline" in rates else None,
-        **{name: rate.to_dict() for name, rate in rates.items()},
+        **{name: rate.to_dict() for name, rate in rates.items() if name not in BASELINES},
         "share_of_decode_only": share and round(share, 3),
+        "baselines": {
+            name: {**rate.to_dict(), "tfdet_is_faster_by": round(rates["pipeline"].median / rate.median, 2)}
+            for name, rate in rates.items() if name in BASELINES
+        },
         "peak_rss_mb": round(timing.peak_rss_mb()),
         "machine": {"cores": os.cpu_count(), "processor": platform.processor() or platform.machine()},
         "versions": {
@@ -181,11 +217,15 @@ def main(arguments=None) -> int:
     options = parse_arguments(arguments)
     try:
         record_set = open_split(options.data or benchmark_data(options.images), options.split)
-    except DataError as error:
+        config = make_config(options, record_set.class_names)
+        baselines = {}
+        if options.compare is not None:
+            baselines = make_baselines(options.compare, record_set, config, options.images)
+    except (ConfigError, DataError) as error:
         print(f"input_pipeline: {error}", file=sys.stderr)
         return 2
-    config = make_config(options, record_set.class_names)
-    rates = measure_ladder(record_set, config, options.images, options.passes, options.only)
+    only = options.only and [*options.only, "pipeline"] if baselines else options.only
+    rates = measure_ladder(record_set, config, options.images, options.passes, only, baselines)
     show(rates)
     summary = summarise(rates, options, record_set, config)
     if not options.only:
