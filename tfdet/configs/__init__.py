@@ -4,7 +4,7 @@ import importlib
 
 from tfdet.config import Config, ConfigError
 
-PRESETS = ("ssd300_vgg16", "ssd512_vgg16", "ssd300_mobilenetv2", "yolov3_416", "yolov3_tiny", "demo")
+PRESETS = ("ssd300_vgg16", "ssd512_vgg16", "ssd300_mobilenetv2", "yolov3_416", "yolov3_modern", "yolov3_tiny", "demo")
 
 
 def load(name: str) -> Config:

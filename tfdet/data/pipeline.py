@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from tfdet import schema
 from tfdet.config import NO_AUGMENT, Config
+from tfdet.data.multiscale import ScaledStages, at_sides
 from tfdet.data.records import RecordSet
 from tfdet.data.stages import Stages, without_boxes
 
@@ -45,11 +46,13 @@ def train_dataset(
         Dicts with the keys of schema.py. Every batch has batch_size / n rows; rows that fill up the last batch of
         an epoch have an empty image_id, and only -2 as labels and targets.
     """
-    stages = _make_stages(record_set, config, config.augment, encode, config.train.batch_size // shard[1])
+    stages = _make_train_stages(record_set, config, encode, config.train.batch_size // shard[1])
     if config.data.shuffle == "sequential":
-        return _run(_read_sequentially(record_set, config, start_step, shard), stages)
-    steps = tf.data.Dataset.range(start_step, tf.int64.max)
-    return _run(_read_in_order(steps, record_set, config, config.data.shuffle == "global", shard), stages)
+        data = _read_sequentially(record_set, config, start_step, shard)
+    else:
+        steps = tf.data.Dataset.range(start_step, tf.int64.max)
+        data = _read_in_order(steps, record_set, config, config.data.shuffle == "global", shard)
+    return _run(_with_steps(data, stages, start_step), stages)
 
 
 def eval_dataset(record_set: RecordSet, config: Config, encode=None) -> tf.data.Dataset:
@@ -89,7 +92,21 @@ def _make_stages(record_set, config, augment, encode, rows, truth=False):
     return Stages(record_set.store, record_set.max_boxes, config, augment, encode, rows, truth)
 
 
-def _chain(stages: Stages) -> dict:
+def _make_train_stages(record_set, config, encode, rows):
+    stages = _make_stages(record_set, config, config.augment, encode, rows)
+    sides = getattr(config.detector, "multi_scale", ())
+    return at_sides(stages, sides) if sides else stages
+
+
+def _with_steps(data, stages, start_step):
+    """Rows with the number of their step, where the stages want it: they come in order, so many a step."""
+    if not isinstance(stages, ScaledStages):
+        return data
+    rows = stages.rows
+    return data.enumerate(start_step * rows).map(lambda number, row: {**row, "step": number // rows})
+
+
+def _chain(stages: Stages | ScaledStages) -> dict:
     """The stages after reading, in order: name -> data set in, data set out."""
     data_config = stages.config.data
     parallel = data_config.num_parallel_calls or tf.data.AUTOTUNE
@@ -133,8 +150,9 @@ def ladder(record_set: RecordSet, config: Config, encode=None) -> dict:
     """
     parallel = config.data.num_parallel_calls or tf.data.AUTOTUNE
     rows, options = config.train.batch_size, _options(config.data)
-    stages = _make_stages(record_set, config, config.augment, encode, rows)
+    stages = _make_train_stages(record_set, config, encode, rows)
     data = _read_in_order(tf.data.Dataset.range(tf.int64.max), record_set, config, True, (0, 1))
+    data = _with_steps(data, stages, 0)
     whole = _all_records(record_set).repeat().map(partial(_decode_whole, store=stages.store), parallel)
     steps = {"decode_only": (whole, 1), "read": (data, 1)}
     chain = _chain(stages)

@@ -24,14 +24,16 @@ def build(config: YoloConfig, num_classes: int) -> keras.Model:
     """YOLOv3 or YOLOv3-tiny for images of any multiples of 32.
 
     Args:
-        config: `backbone`, `image_size`, `anchor_masks` (boxes a cell, coarsest level first), `width_multiplier`.
+        config: `backbone`, `image_size` (left open with `multi_scale`), `anchor_masks` (boxes a cell, coarsest level
+            first), `width_multiplier`.
         num_classes: C.
     Returns:
         A model from uint8 [B, H, W, 3] to `box_deltas` float32 [B, A, 4] (raw tx, ty, tw, th),
         `objectness_logits` float32 [B, A] and `class_logits` float32 [B, A, C]; A runs level by level
         (coarsest first), then row, column, anchor of the cell.
     """
-    images = keras.Input((*config.image_size, 3), dtype="uint8", name="image")
+    size = (None, None) if config.multi_scale else config.image_size
+    images = keras.Input((*size, 3), dtype="uint8", name="image")
     pixels = keras.layers.Rescaling(1 / 255, dtype="float32", name="preprocess")(images)
     network = {"darknet53": _yolov3, "tiny": _yolov3_tiny}[config.backbone]
     rows = network(_Block(config, num_classes), pixels)
