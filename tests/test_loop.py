@@ -12,7 +12,7 @@ import toy
 from tfdet import schema
 from tfdet.compat import keras
 from tfdet.config import Config, ConfigError, TrainConfig, from_json
-from tfdet.train import checkpoints, devices, loop, schedules, setup
+from tfdet.train import checkpoints, devices, loop, optimizers, setup
 
 ONE = tf.distribute.get_strategy()
 CONFIG = Config(
@@ -337,4 +337,4 @@ def test_a_users_optimizer_is_used(tmp_path):
         optimizer=optimizer,
     )  # fmt: skip
     assert int(optimizer.iterations.numpy()) == 2
-    assert schedules.l2(CONFIG.train) == 0.0
+    assert optimizers.l2(CONFIG.train) == 0.0

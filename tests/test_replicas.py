@@ -12,7 +12,7 @@ from tfdet import detectors, schema
 from tfdet.compat import keras
 from tfdet.config import PRIOR_LAYOUTS, Config, TrainConfig
 from tfdet.data import pipeline
-from tfdet.train import devices, schedules, setup, step
+from tfdet.train import devices, optimizers, setup, step
 
 BATCH = 8
 
@@ -26,9 +26,9 @@ def train(replicas, steps, config, detector, dataset):
     strategy = strategy_of(replicas)
     model = setup.build_model(detector, config, strategy)
     with strategy.scope():
-        optimizer = schedules.build_optimizer(config, steps, model)
+        optimizer = optimizers.build_optimizer(config, steps, model)
     update = step.make_train_step(
-        model, detector, optimizer, weight_decay=schedules.l2(config), clip_norm=config.clip_norm
+        model, detector, optimizer, weight_decay=optimizers.l2(config), clip_norm=config.clip_norm
     )
     data = iter(step.distribute(dataset, strategy, BATCH))
     weights, metrics = [values(model)], []
@@ -128,7 +128,7 @@ def test_an_epoch_whose_last_batch_is_smaller_than_the_replicas_finishes(replica
     strategy, detector = strategy_of(replicas), toy.Toy()
     model = setup.build_model(detector, config, strategy)
     with strategy.scope():
-        optimizer = schedules.build_optimizer(config, 3, model)
+        optimizer = optimizers.build_optimizer(config, 3, model)
     update = step.make_train_step(model, detector, optimizer)
     data = step.distribute(toy.dataset(9, BATCH), strategy, BATCH)  # batches of 8 and 1
     metrics = [update(batch) for batch in data]

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tfdet.compat import keras
 from tfdet.config import ConfigError, TrainConfig
-from tfdet.train import schedules
+from tfdet.train import optimizers, schedules
 
 
 def rates(config, steps):
@@ -53,7 +53,7 @@ def test_a_warm_up_longer_than_the_run_is_an_error():
 def test_optimizers(name, kind):
     model = keras.Sequential([keras.layers.Dense(2, input_shape=(3,))])
     config = TrainConfig(optimizer=name, learning_rate=0.25, weight_decay=0.01)
-    optimizer = schedules.build_optimizer(config, 10, model)
+    optimizer = optimizers.build_optimizer(config, 10, model)
     assert type(optimizer).__name__ == kind
     assert float(tf.convert_to_tensor(optimizer.learning_rate)) == 0.25
-    assert schedules.l2(config) == (0.0 if name == "adamw" else 0.01)
+    assert optimizers.l2(config) == (0.0 if name == "adamw" else 0.01)

@@ -8,7 +8,7 @@ import toy
 from tfdet import schema
 from tfdet.compat import keras
 from tfdet.config import ConfigError, TrainConfig
-from tfdet.train import schedules, setup, step
+from tfdet.train import optimizers, setup, step
 
 ONE = tf.distribute.get_strategy()
 
@@ -72,13 +72,13 @@ def test_l2_decays_kernels_and_spares_biases():
 def test_adamw_decays_kernels_only_and_by_itself():
     config = TrainConfig(optimizer="adamw", weight_decay=0.5, learning_rate=0.1)
     detector, model = toy_model(config)
-    optimizer = schedules.build_optimizer(config, 10, model)
+    optimizer = optimizers.build_optimizer(config, 10, model)
     for variable in model.trainable_variables:
         if "bias" in variable.name:
             variable.assign(tf.ones_like(variable))
     batch = toy.batch(4)
     batch[schema.TARGET_LABELS] = tf.fill([4, 16], schema.IGNORE)  # no gradient at all: what moves is decay
-    metrics, before, after = one_update(optimizer, batch, detector, model, weight_decay=schedules.l2(config))
+    metrics, before, after = one_update(optimizer, batch, detector, model, weight_decay=optimizers.l2(config))
     assert metrics["loss"] == 0
     assert metrics["images"] == 0
     for name, value in before.items():
@@ -124,7 +124,7 @@ def test_mixed_precision_learns_and_keeps_float32_weights(precision):
     detector, model = toy_model(config)
     assert model.get_layer("conv1").compute_dtype == precision.removeprefix("mixed_")
     assert keras.mixed_precision.global_policy().name == "float32"
-    optimizer = schedules.build_optimizer(config, 10, model)
+    optimizer = optimizers.build_optimizer(config, 10, model)
     train = step.make_train_step(model, detector, optimizer, clip_norm=config.clip_norm)
     batch = step._without_strings(toy.batch(8))
     losses = [float(train(batch)["loss"]) for _ in range(12)]
@@ -135,7 +135,7 @@ def test_mixed_precision_learns_and_keeps_float32_weights(precision):
 def test_float16_gradients_that_overflow_skip_the_update_but_count_the_step():
     config = TrainConfig(precision="mixed_float16")
     detector, model = toy_model(config)
-    optimizer = schedules.build_optimizer(config, 10, model)
+    optimizer = optimizers.build_optimizer(config, 10, model)
     batch = toy.batch(4)
     batch[schema.TARGET_BOXES] *= 1e4  # losses near 1e8 times the scale leave float16
     before_scale = float(optimizer.loss_scale)

@@ -1,9 +1,8 @@
-"""What a run reports while it trains: a progress bar or plain lines, TensorBoard scalars, history.csv."""
+"""What a run reports while it trains: a progress bar or plain lines, and history.csv."""
 
 import csv
 import io
 
-import tensorflow as tf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -38,27 +37,15 @@ class ProgressBar:
         figures = f"loss {logs['loss']:.4f}, {logs['images_per_second']:.1f} images/s"
         self._bar.update(self._task, completed=step, description=f"epoch {epoch + 1}/{self._epochs}", figures=figures)
 
+    def warn(self, text):
+        self._console.print(text, markup=False)
+
     def validate(self, epoch):
         self._bar.update(self._task, description=f"check {epoch + 1}/{self._epochs}")
 
     def end_epoch(self, epoch, logs):
         figures = ", ".join(f"{name} {value:.4g}" for name, value in logs.items())
         self._console.print(f"epoch {epoch + 1}/{self._epochs}: {figures}", markup=False)
-
-
-class TensorBoardLog:
-    """Scalars in `folder`: train/* every few steps, epoch/* once an epoch."""
-
-    def __init__(self, folder):
-        self._writer = tf.summary.create_file_writer(str(folder))
-
-    def write(self, prefix, logs, step):
-        with self._writer.as_default(step=step):
-            for name, value in logs.items():
-                tf.summary.scalar(f"{prefix}/{name}", value)
-
-    def close(self):
-        self._writer.close()
 
 
 class History:

@@ -1,27 +1,43 @@
 """The folder of a run: what is in it, and how a run that was cut short finds its place again.
 
     config.json    the whole config, written first
-    checkpoints/   model, optimizer and best score; the newest few
+    checkpoints/   model, optimizer, averages, and where the loop and its callbacks stand; the newest few
     weights.h5     at the end of the training
-    best.h5        the epoch with the best score
+    best.h5        the epoch with the best score, which the file carries as an attribute
     history.csv    one line an epoch (callbacks.py)
-    logs/          TensorBoard (callbacks.py)
+    logs/          TensorBoard (board.py)
+    nan/           a batch whose loss was not finite (guard.py)
 
 Every file appears under its name when it is complete, never before.
 """
 
+import json
 import os
+import tempfile
 from pathlib import Path
 
+import h5py
 import tensorflow as tf
 
 from tfdet.config import ConfigError
+from tfdet.train import optimizers
+
+SCORE = "tfdet_score"  # attribute of best.h5
 
 
 def latest_step(run):
-    """The step of the newest checkpoint in a run folder, or None where there is none."""
+    """The step of the newest checkpoint in a run folder, or None where there is none.
+
+    Raises:
+        ConfigError: the checkpoint cannot be read.
+    """
     path = tf.train.latest_checkpoint(str(Path(run) / "checkpoints"))
-    return int(path.rsplit("-", 1)[1]) if path else None
+    if path is None:
+        return None
+    try:
+        return int(tf.train.load_variable(path, "step/.ATTRIBUTES/VARIABLE_VALUE"))
+    except (tf.errors.OpError, ValueError, KeyError) as error:
+        raise ConfigError(f"{path} cannot be read as a checkpoint of tfdet: {_first_line(error)}") from error
 
 
 def require_new_or_resume(run, resume):
@@ -40,23 +56,31 @@ class RunFolder:
 
     Args:
         path: the folder; made where missing.
-        model, optimizer: built, so that a checkpoint can be compared with them; the step is `optimizer.iterations`.
+        model, optimizer: built, so that a checkpoint can be compared with them.
         keep: how many checkpoints stay.
+        averages: `averages.WeightAverages`, saved in place of the weights, or None.
+        writes: False for all workers but one: what they save, because all have to take part in it, is thrown away.
+
+    Attributes:
+        step: int, updates made so far. progress: dict that JSON can hold, where the loop and its callbacks stand.
     """
 
-    def __init__(self, path, model, optimizer, keep):
-        self.path = Path(path)
+    def __init__(self, path, model, optimizer, keep, averages=None, writes=True):
+        self.path, self.writes, self.step = Path(path), writes, 0
         self.path.mkdir(parents=True, exist_ok=True)
-        self._model, self._optimizer = model, optimizer
-        self._best = tf.Variable(float("-inf"), dtype=tf.float64, trainable=False)
-        self._checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer, best=self._best)
-        folder = str(self.path / "checkpoints")
-        self._manager = tf.train.CheckpointManager(self._checkpoint, folder, max_to_keep=keep)
+        self._thrown_away = None if writes else tempfile.TemporaryDirectory(prefix="tfdet_worker_")
+        self._out = self.path if writes else Path(self._thrown_away.name)
+        self._model, self._averages, self._best = model, averages, float("-inf")
+        self._step, self._progress = tf.Variable(0, dtype=tf.int64, trainable=False), _Progress()
+        self._checkpoint = tf.train.Checkpoint(
+            model=model, optimizer=optimizer, inner=optimizers.inner(optimizer),
+            averages=averages.values if averages else [], step=self._step, progress=self._progress,
+        )  # fmt: skip
+        self._manager = tf.train.CheckpointManager(self._checkpoint, str(self._out / "checkpoints"), max_to_keep=keep)
 
     @property
-    def step(self) -> int:
-        """Updates made so far."""
-        return int(self._optimizer.iterations.numpy())
+    def progress(self) -> dict:
+        return self._progress.values
 
     def restore(self) -> bool:
         """Continues from the newest checkpoint; False where there is none.
@@ -64,40 +88,72 @@ class RunFolder:
         Raises:
             ConfigError: it belongs to another model or optimizer.
         """
-        path = self._manager.latest_checkpoint
+        path = tf.train.latest_checkpoint(str(self.path / "checkpoints"))
         if path is None:
             return False
         try:
             self._checkpoint.restore(path).assert_existing_objects_matched()
         except (AssertionError, ValueError, tf.errors.OpError) as error:
-            reason = str(error).strip().splitlines()[0]
             raise ConfigError(
-                f"{path} does not fit this model and optimizer (other classes, preset, optimizer or frozen layers?): "
-                f"{reason}"
+                f"{path} does not fit this model and optimizer (other classes, preset, optimizer, averages or frozen "
+                f"layers?): {_first_line(error)}"
             ) from error
+        self.step = int(self._step.numpy())
+        self._best = _score_of(self.path / "best.h5")
         return True
 
-    def save(self):
-        """Writes a checkpoint of this step, unless there is one."""
-        if latest_step(self.path) != self.step:
-            self._manager.save(checkpoint_number=self.step)
+    def save(self, step, progress):
+        """Writes a checkpoint, numbered by how many were written before it."""
+        self._step.assign(step)
+        self.step, self._progress.values = step, progress
+        self._manager.save()
 
-    def save_weights(self, name):
-        """The model's weights as a Keras hdf5 file, loadable by name."""
-        unfinished = self.path / f"unfinished_{name}"
+    def save_weights(self, name, score=None):
+        """The model's weights, or their averages, as a Keras hdf5 file, loadable by name."""
+        unfinished = self._out / f"unfinished_{name}"
         self._model.save_weights(unfinished, save_format="h5")
-        os.replace(unfinished, self.path / name)
+        if score is not None:
+            with h5py.File(unfinished, "r+") as file:
+                file.attrs[SCORE] = score
+        os.replace(unfinished, self._out / name)
 
     def save_if_best(self, score) -> bool:
         """Writes best.h5 if `score` is higher than every earlier one."""
-        if not score > self._best.numpy():
+        if not score > self._best:
             return False
-        self.save_weights("best.h5")
-        self._best.assign(score)
+        self.save_weights("best.h5", score)
+        self._best = score
         return True
 
     def write_text(self, name, text):
         """A small text file, replaced in one go."""
-        unfinished = self.path / f"unfinished_{name}"
+        unfinished = self._out / f"unfinished_{name}"
         unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, self.path / name)
+        os.replace(unfinished, self._out / name)
+
+
+class _Progress(tf.train.experimental.PythonState):
+    """A dict that a checkpoint holds as JSON."""
+
+    def __init__(self):
+        super().__init__()
+        self.values = {}
+
+    def serialize(self):
+        return json.dumps(self.values).encode()
+
+    def deserialize(self, string_value):
+        self.values = json.loads(string_value)
+
+
+def _score_of(path):
+    """The score that best.h5 carries; minus infinity where there is no such file."""
+    try:
+        with h5py.File(path, "r") as file:
+            return float(file.attrs.get(SCORE, float("-inf")))
+    except OSError:
+        return float("-inf")
+
+
+def _first_line(error):
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

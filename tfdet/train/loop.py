@@ -1,18 +1,25 @@
-"""The training loop: epochs of steps, validation, checkpoints, reports, and an orderly end whatever happens."""
+"""The training loop: epochs of steps, validation, checkpoints, reports, and an orderly end whatever happens.
+
+Everything that a step depends on is the step's number, the checkpoint, and the data made for that number. So a run that
+is cut short anywhere, and resumed, is the run that was not cut short.
+"""
 
 import contextlib
 import math
+import signal
 import time
 
 import tensorflow as tf
 
 from tfdet import config as configs
-from tfdet import schema
 from tfdet.compat import keras
-from tfdet.train import checkpoints, schedules
-from tfdet.train.callbacks import History, ProgressBar, TensorBoardLog
+from tfdet.train import checkpoints, guard, optimizers, signals, workers
+from tfdet.train.board import Board
+from tfdet.train.callbacks import History, ProgressBar
+from tfdet.train.memory import Memory
 from tfdet.train.meters import EpochMean, Meter
-from tfdet.train.step import distribute, make_train_step, require_even_split
+from tfdet.train.setup import require_possible
+from tfdet.train.step import SKIPPED, make_train_step, require_even_split
 from tfdet.train.validation import Validation
 
 
@@ -22,26 +29,35 @@ class TrainingError(RuntimeError):
 
 def fit(
     model, detector, make_dataset, config, run, *, steps_per_epoch, validation=None, evaluate=None, evaluate_every=1,
-    optimizer=None, callbacks=(), resume=False, checkpoint_every=0, log_every=20, progress=True,
+    pictures=None, optimizer=None, callbacks=(), resume=False, checkpoint_every=0, checkpoint_minutes=0.0,
+    log_every=20, progress=True,
 ):  # fmt: skip
     """Trains `model` as `config.train` says and leaves everything in the folder `run` (see checkpoints.py).
+
+    SIGTERM and Ctrl-C end it after the step that runs, with a checkpoint. The batch, the losses and the data's order
+    of a resumed run are those of one that was not interrupted; so are callbacks' counters and best values.
 
     Args:
         model: keras.Model built under the strategy it is to run on (`setup.build_model`).
         detector: follows `detectors.base.Detector`.
         make_dataset: int step -> endless tf.data.Dataset of batches that starts with the batch of that step,
             so that a resumed run sees the data it would have seen. Global batches of `config.train.batch_size`
-            rows; smaller ones are filled.
+            rows; smaller ones are filled. Where several workers train, it also takes shard=(i, n) and gives the
+            i-th of n equal slices of every batch.
         config: Config, written to config.json.
-        run: path of the run folder.
+        run: path of the run folder, which all workers share.
         steps_per_epoch: int, updates that count as one epoch.
         validation: tf.data.Dataset of batches with targets, one pass; gives val_loss once an epoch.
         evaluate: model -> dict of figures, e.g. {"map50": 0.7}; called every `evaluate_every` epochs and
             after the last. With it best.h5 is the epoch with the highest map50, else the one with the lowest val_loss.
+            "per_class": {name: {"ap50": 0.6}} among them is drawn by TensorBoard.
+        pictures: model -> uint8 [N, H, W, 3], shown by TensorBoard whenever `evaluate` is called.
         optimizer: a Keras 2 optimizer made under the model's strategy; None: the one that `config.train` describes.
-        callbacks: Keras callbacks; they get the usual hooks and logs, and may set `model.stop_training`.
+        callbacks: Keras callbacks; they get the usual hooks and logs, and may set `model.stop_training`. They see the
+            weights that are trained, not their averages.
         resume: continue from the newest checkpoint in `run` if there is one.
         checkpoint_every: int, steps between checkpoints; 0: one an epoch. An epoch always ends with one.
+        checkpoint_minutes: float, minutes between checkpoints, besides; 0: none.
         log_every: int, steps between two looks at the losses; a look waits for the device.
         progress: False prints nothing.
     Returns:
@@ -50,114 +66,142 @@ def fit(
     Raises:
         ConfigError: the config does not fit the data, the devices or the run folder.
         TrainingError: the loss is not finite, or the data ended.
+        signals.Terminated: SIGTERM came, and a checkpoint is written.
     """
-    start = time.perf_counter()
+    start, strategy = time.perf_counter(), model.distribute_strategy
     checkpoints.require_new_or_resume(run, resume)
     if steps_per_epoch < 1:
         raise configs.ConfigError(f"{steps_per_epoch} steps an epoch leave nothing to train")
-    require_even_split(config.train.batch_size, model.distribute_strategy)
+    require_even_split(config.train.batch_size, strategy, config.train.accumulate)
+    require_possible(config.train, strategy)
     total_steps = config.train.epochs * steps_per_epoch
-    with model.distribute_strategy.scope():
-        optimizer = optimizer or schedules.build_optimizer(config.train, total_steps, model)
+    with strategy.scope():
+        optimizer = optimizer or optimizers.build_optimizer(config.train, total_steps, model)
+    averages = optimizers.make_averages(config.train, model, optimizer)
     model.optimizer, model.stop_training = optimizer, False  # where Keras callbacks look for them
-    folder = checkpoints.RunFolder(run, model, optimizer, config.train.keep_checkpoints)
+    writes = workers.is_chief(strategy)
+    folder = checkpoints.RunFolder(run, model, optimizer, config.train.keep_checkpoints, averages, writes)
     if folder.restore() and config.train.schedule == "constant" and not config.train.warmup_steps:
-        _set_changed_rate(optimizer, folder, config)
+        _set_changed_rate(optimizer, folder.progress, config.train)
     folder.write_text("config.json", configs.to_json(config))
-    measurer = Validation(model, detector, validation, config.train.batch_size, evaluate, evaluate_every)
-    loop = _Loop(model, detector, config, folder, measurer, steps_per_epoch, log_every, checkpoint_every)
-    with loop.reporting(total_steps, progress):
+    loop = _Loop(model, detector, config, folder, averages, steps_per_epoch, log_every)
+    loop.measures = Validation(model, detector, validation, config.train.batch_size, evaluate, evaluate_every), pictures
+    loop.pace = checkpoint_every, checkpoint_minutes
+    with loop.reporting(total_steps, progress and writes):
         loop.run(make_dataset, callbacks, start)
-    folder.save_weights("weights.h5")
+    loop.save_weights()
     return {**loop.summary(), "seconds": round(time.perf_counter() - start, 1)}
 
 
-def _set_changed_rate(optimizer, folder, config):
-    """A rate that differs from the stored config's was asked for just now; else the checkpoint's own one stays,
-    which a callback may have lowered."""
-    stored = configs.from_json((folder.path / "config.json").read_text(encoding="utf-8"))
-    if stored.train.learning_rate != config.train.learning_rate:
-        optimizer.learning_rate.assign(config.train.learning_rate)
+def _set_changed_rate(optimizer, progress, train):
+    """A rate that differs from the one the run was started with was asked for just now; else the checkpoint's own one
+    stays, which a callback may have lowered."""
+    if progress.get("learning_rate") != train.learning_rate and not optimizers.inner(optimizer):
+        optimizer.learning_rate = train.learning_rate
 
 
 class _Loop:
     """The state of one call of `fit`."""
 
-    def __init__(self, model, detector, config, folder, validation, steps_per_epoch, log_every, checkpoint_every):
-        self._model, self._train, self._folder, self._validation = model, config.train, folder, validation
-        self._steps_per_epoch, self._log_every, self._checkpoint_every = steps_per_epoch, log_every, checkpoint_every
-        self._detector = detector
+    def __init__(self, model, detector, config, folder, averages, steps_per_epoch, log_every):
+        self._model, self._detector, self._train, self._folder = model, detector, config.train, folder
+        self._averages, self._steps_per_epoch, self._log_every = averages, steps_per_epoch, log_every
+        self._agreement = workers.Agreement(model.distribute_strategy)
         self._first = self._step = folder.step
-        self._meter = Meter()
-        self._logs = {}
+        # epochs that ended; that their steps are done is not enough, an interrupt may have come during validation
+        self._epoch = folder.progress.get("epoch", 0)
+        self._mean = EpochMean(folder.progress.get("mean"))
+        self._meter, self._logs, self._ending = Meter(), {}, None
 
     @contextlib.contextmanager
     def reporting(self, total_steps, progress):
         """The reports, open; an interrupt leaves a checkpoint behind."""
-        self._history = History(self._folder, self._step // self._steps_per_epoch)
-        self._board = TensorBoardLog(self._folder.path / "logs")
-        with ProgressBar(self._train.epochs, self._step, total_steps, progress) as self._bar:
+        self._history = History(self._folder, self._epoch)
+        self._board = Board(self._folder.path / "logs" if self._folder.writes else None)
+        bar = ProgressBar(self._train.epochs, self._step, total_steps, progress)
+        with signals.Requests() as self._requests, bar as self._bar:
             try:
                 yield
             except KeyboardInterrupt:
-                self._save()
+                if not self._requests.forced:
+                    self._save()
                 raise
+            except signals.Requested:
+                self._save()
+                if self._requests.received == signal.SIGINT:
+                    raise KeyboardInterrupt from None
+                raise signals.Terminated(self._step) from None
             finally:
                 self._board.close()
 
     def run(self, make_dataset, callbacks, start):
         self._make_dataset = make_dataset
         self._deadline = start + 60 * self._train.max_minutes if self._train.max_minutes else math.inf
+        self._saved_at = time.perf_counter()
         self._callbacks = keras.callbacks.CallbackList(
             list(callbacks), model=self._model, epochs=self._train.epochs, steps=self._steps_per_epoch
         )
         self._callbacks.on_train_begin()
-        epochs = range(self._step // self._steps_per_epoch, self._train.epochs)
-        data = self._open(make_dataset) if epochs else None
+        self._memory = Memory(self._callbacks.callbacks)
+        self._memory.give_back(self._folder.progress.get("callbacks", []))
+        # of a run that keras' EarlyStopping ended
+        self._model.stop_training |= any(
+            getattr(callback, "stopped_epoch", 0) for callback in self._callbacks.callbacks
+        )
+        epochs = [] if self._model.stop_training else range(self._epoch, self._train.epochs)
+        data = self._open() if epochs else None
         for epoch in epochs:
             self._run_epoch(epoch, data)
-            if self._stopped():
+            if self._ended():
                 break
         self._callbacks.on_train_end(self._logs)
 
-    def _open(self, make_dataset):
+    def _open(self):
         """The data from this step on, and the update that fits it."""
-        data = distribute(make_dataset(self._step), self._model.distribute_strategy, self._train.batch_size)
+        strategy = self._model.distribute_strategy
+        data = workers.feed(self._make_dataset, self._step, strategy, self._train.batch_size)
         self._update = make_train_step(
             self._model, self._detector, self._model.optimizer, element_spec=data.element_spec,
-            weight_decay=schedules.l2(self._train), clip_norm=self._train.clip_norm,
+            weight_decay=optimizers.l2(self._train), clip_norm=self._train.clip_norm, averages=self._averages,
+            accumulate=self._train.accumulate, xla=self._train.xla, skip_nonfinite=self._train.on_nan == "skip",
         )  # fmt: skip
+        self._model.train_tf_function = self._update  # where Keras' TensorBoard callback looks for the graph
         return iter(data)
+
+    # --- an epoch -------------------------------------------------------------------------------
 
     def _run_epoch(self, epoch, data):
         self._callbacks.on_epoch_begin(epoch)
         losses = self._train_epoch(epoch, data)
-        self._bar.validate(epoch)
-        # asked after the validation loss is known, which takes time too
-        is_last = lambda: epoch + 1 == self._train.epochs or self._stopped()  # noqa: E731
-        figures, score = self._validation.measure(epoch, is_last)
-        if score is not None:
-            self._folder.save_if_best(score)
+        is_whole = self._step == (epoch + 1) * self._steps_per_epoch
+        if not is_whole:  # what its end changes must not be there when the rest of it is trained
+            self._save()
+        figures = self._validate(epoch)
         self._logs = {**losses, **figures, "learning_rate": self._learning_rate()}
         self._callbacks.on_epoch_end(epoch, self._logs)
         self._history.add(epoch, self._step, self._logs)
         self._board.write("epoch", self._logs, self._step)
         self._bar.end_epoch(epoch, self._logs)
-        self._folder.save()
+        if is_whole:
+            self._epoch, self._mean = epoch + 1, EpochMean()
+            self._save()
 
     def _train_epoch(self, epoch, data):
-        mean, end = EpochMean(), (epoch + 1) * self._steps_per_epoch
-        counted = self._meter.images, self._meter.seconds
+        counted, end = (self._meter.images, self._meter.seconds), (epoch + 1) * self._steps_per_epoch
         self._meter.restart()
-        while self._step < end and not self._stopped():
+        while self._step < end and not self._ended():
             self._one_step(self._step - epoch * self._steps_per_epoch, data)
             if self._step % self._log_every == 0 or self._step == self._first + 1:
-                self._look(mean, epoch)
-            if self._checkpoint_every and self._step % self._checkpoint_every == 0 and self._step < end:
-                self._look(mean, epoch)
+                self._look()
+            if self._step < end and self._is_time_to_save():
+                self._look()
                 self._save()
-        self._look(mean, epoch)
-        return {**mean.result(), "images_per_second": self._meter.images_per_second(counted)}
+        self._look()
+        losses = self._mean.result()
+        if not losses:
+            raise TrainingError(f"no step of epoch {epoch + 1} had a loss that is finite; try a lower learning rate")
+        skipped = {SKIPPED: float(self._mean.skipped)} if self._train.on_nan == "skip" else {}
+        return {**losses, **skipped, "images_per_second": self._meter.images_per_second(counted)}
 
     def _one_step(self, number, data):
         self._callbacks.on_train_batch_begin(number)
@@ -170,56 +214,115 @@ class _Loop:
         metrics = self._update(batch)
         self._step += 1
         self._meter.add(metrics)
+        if self._callbacks.callbacks:
+            self._model._train_counter.assign_add(1)  # by which Keras' own count steps
         self._callbacks.on_train_batch_end(number, metrics)
 
-    def _look(self, mean, epoch):
-        """Reads the metrics of the steps since the last look, adds them to the epoch's mean and reports them."""
-        rows, speed = self._read()
-        if not rows:
-            return
-        recent = EpochMean()
-        for metrics in rows:
-            recent.add(metrics)
-            mean.add(metrics)
-        logs = recent.result() | speed
-        self._bar.update(self._step, epoch, logs)
-        self._board.write("train", {**logs, "learning_rate": self._learning_rate()}, self._step)
+    def _validate(self, epoch):
+        validation, pictures = self.measures
+        self._bar.validate(epoch)
+        self._callbacks.on_test_begin()
+        # asked after the validation loss is known, which takes time too
+        is_last = lambda: epoch + 1 == self._train.epochs or self._ended()  # noqa: E731
+        # one of several workers must not leave the others waiting
+        at_once = contextlib.nullcontext() if self._agreement.is_needed else self._requests.at_once()
+        with self._averaged(), at_once:
+            figures, score = validation.measure(epoch, is_last)
+            shown = pictures(self._model) if pictures and validation.evaluated else None
+        self._callbacks.on_test_end({name.removeprefix("val_"): value for name, value in figures.items()})
+        with self._averaged():
+            if score is not None:
+                self._folder.save_if_best(score)
+        self._board.write("epoch/ap50", validation.by_class, self._step)
+        if shown is not None:
+            self._board.show(shown, self._step)
+        return figures
 
-    def _read(self):
+    def _averaged(self):
+        return self._averages.swapped() if self._averages else contextlib.nullcontext()
+
+    # --- looks and checkpoints ------------------------------------------------------------------
+
+    def _look(self):
+        """Reads the metrics of the steps since the last look, adds them to the epoch's mean and reports them."""
         rows, speed = self._meter.read()
+        recent = EpochMean()
         for number, metrics in enumerate(rows, self._step - len(rows) + 1):
-            self._require_finite(metrics, number)
-        return rows, speed
+            self._check(number, metrics)
+            recent.add(metrics)
+            self._mean.add(metrics)
+        logs = recent.result()
+        if logs:
+            self._bar.update(self._step, self._epoch, logs | speed)
+            rate = {"learning_rate": self._learning_rate()}
+            self._board.write("train", {**logs, **speed, **rate}, self._step)
 
     def _save(self):
         """A checkpoint, though never one of weights that a loss which is not finite has spoiled."""
-        self._read()
-        self._folder.save()
+        self._look()
+        progress = {"epoch": self._epoch, "mean": self._mean.state, "callbacks": self._memory.take()}
+        self._folder.save(self._step, {**progress, "learning_rate": self._train.learning_rate})
+        self._saved_at = time.perf_counter()
         self._meter.restart()
 
-    def _require_finite(self, metrics, number):
-        if math.isfinite(metrics["loss"]):
+    def _is_time_to_save(self):
+        steps, minutes = self.pace
+        if steps and self._step % steps == 0:
+            return True
+        if not minutes or (self._agreement.is_needed and self._step % self._log_every):
+            return False
+        return self._agreement.on([time.perf_counter() - self._saved_at >= 60 * minutes])[0]
+
+    def save_weights(self):
+        with self._averaged():
+            self._folder.save_weights("weights.h5")
+
+    # --- the guard ------------------------------------------------------------------------------
+
+    def _check(self, number, metrics):
+        """Says which batch a loss that is not finite came from, and stops or goes on as the config has it."""
+        skipped = metrics.get(SKIPPED)
+        if math.isfinite(metrics["loss"]) and not skipped:
             return
         parts = ", ".join(f"{name} {value:g}" for name, value in metrics.items())
-        raise TrainingError(
-            f"the loss is not finite at step {number} ({parts}); images: {self._images_of(number)}. "
-            "Try a lower train.learning_rate or a train.clip_norm, or look at these images"
-        )
+        what = "the loss is" if not math.isfinite(metrics["loss"]) else "the gradients are"
+        text = f"{what} not finite at step {number} ({parts})"
+        if skipped and self._mean.skipped:  # the first of an epoch is told in full
+            self._bar.warn(f"{text}: skipped")
+            return
+        batch = next(iter(self._make_dataset(number - 1)))  # made once more
+        text += f"; images: {guard.image_ids(batch)}; the batch is in {self._dump(number, metrics, batch)}"
+        if not skipped:
+            raise TrainingError(
+                f"{text}. Try a lower train.learning_rate, a train.clip_norm or train.on_nan=skip, or look at the "
+                "batch with tools/inspect_dataset.py"
+            )
+        self._bar.warn(f"{text}: skipped")
 
-    def _images_of(self, number):
-        """The image ids of a step, from its batch made once more."""
-        batch = next(iter(self._make_dataset(number - 1)))
-        ids = batch.get(schema.IMAGE_ID)
-        return "unknown" if ids is None else ", ".join(name.decode() for name in ids.numpy() if name)
+    def _dump(self, number, metrics, batch):
+        path = self._folder.path / "nan" / f"step_{number:06d}.npz"
+        return guard.write_dump(path, number, metrics, batch) if self._folder.writes else path
+
+    # --- the end --------------------------------------------------------------------------------
+
+    def _ended(self):
+        """Whether to end here, for all workers alike.
+
+        Raises:
+            signals.Requested: a signal came to one of them.
+        """
+        if self._agreement.is_needed and self._step % self._log_every and self._step % self._steps_per_epoch:
+            return False
+        late = self._model.stop_training or time.perf_counter() >= self._deadline
+        late, signalled = self._agreement.on([late, self._requests.received is not None])
+        if signalled:
+            raise signals.Requested
+        return late
 
     def _learning_rate(self):
-        return float(tf.convert_to_tensor(self._model.optimizer.learning_rate))
-
-    def _stopped(self):
-        return self._model.stop_training or time.perf_counter() >= self._deadline
+        return float(tf.convert_to_tensor(optimizers.rate_of(self._model.optimizer)))
 
     def summary(self):
         figures = {name: value for name, value in self._logs.items() if name != "learning_rate"}
-        epochs = self._step // self._steps_per_epoch
         rate = round(self._meter.images_per_second(), 2)
-        return {"steps": self._step, "epochs": epochs, **figures, "images_per_second": rate}
+        return {"steps": self._step, "epochs": self._epoch, **figures, "images_per_second": rate}

@@ -3,21 +3,37 @@
 import time
 
 from tfdet import schema
-from tfdet.train.step import IMAGES
+from tfdet.train.step import IMAGES, SKIPPED
 
 
 class EpochMean:
-    """Losses of many batches as if they were one batch: weighted by their normalizers."""
+    """Losses of many batches as if they were one batch: weighted by their normalizers.
 
-    def __init__(self):
-        self._sums, self._weight = {}, 0.0
+    Args:
+        state: what `state` of an earlier one gave, to go on from there.
+
+    Attributes:
+        skipped: int, batches whose update was left out; they do not count.
+    """
+
+    def __init__(self, state=None):
+        state = state or {"sums": {}, "weight": 0.0, "skipped": 0}
+        self._sums, self._weight, self.skipped = dict(state["sums"]), state["weight"], state["skipped"]
+
+    @property
+    def state(self) -> dict:
+        """All of it as JSON can hold it, exactly."""
+        return {"sums": dict(self._sums), "weight": self._weight, "skipped": self.skipped}
 
     def add(self, metrics):
         """metrics: dict of floats, as a step returns them."""
+        if metrics.get(SKIPPED):
+            self.skipped += 1
+            return
         weight = max(metrics[schema.NORMALIZER], 1.0)
         self._weight += weight
         for name, value in metrics.items():
-            if name not in (schema.NORMALIZER, IMAGES):
+            if name not in (schema.NORMALIZER, IMAGES, SKIPPED):
                 self._sums[name] = self._sums.get(name, 0.0) + weight * value
 
     def result(self) -> dict:

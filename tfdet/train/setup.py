@@ -39,16 +39,39 @@ def freeze(model, patterns):
     Raises:
         ConfigError: a pattern matches no layer, or nothing is left to train.
     """
-    layers = {layer.name: layer for layer in _layers(model)}
+    for layer in find_layers(model, patterns, "train.frozen"):
+        layer.trainable = False
+    if not model.trainable_variables:
+        raise ConfigError(f"train.frozen {', '.join(patterns)} leaves nothing to train")
+
+
+def find_layers(model, patterns, field) -> list:
+    """The layers whose names match.
+
+    Args:
+        patterns: shell patterns. field: of the config, for the error.
+    Raises:
+        ConfigError: a pattern matches no layer.
+    """
+    layers, found = {layer.name: layer for layer in _layers(model)}, {}
     for pattern in patterns:
         names = fnmatch.filter(layers, pattern)
         if not names:
             near = difflib.get_close_matches(pattern, layers, n=8, cutoff=0.3) or list(layers)[:8]
-            raise ConfigError(f"train.frozen: no layer is called {pattern!r}; near it: {', '.join(near)}")
-        for name in names:
-            layers[name].trainable = False
-    if not model.trainable_variables:
-        raise ConfigError(f"train.frozen {', '.join(patterns)} leaves nothing to train")
+            raise ConfigError(f"{field}: no layer is called {pattern!r}; near it: {', '.join(near)}")
+        found |= {name: layers[name] for name in names}
+    return list(found.values())
+
+
+def require_possible(config, strategy):
+    """Raises ConfigError where the parts of a TrainConfig exclude each other on this many replicas."""
+    talking = config.sync_batch_norm and strategy.num_replicas_in_sync > 1
+    for field, used in (("accumulate", config.accumulate > 1), ("xla", config.xla)):
+        if talking and used:
+            raise ConfigError(
+                f"train.{field} keeps replicas from talking to each other inside the forward pass, which "
+                "train.sync_batch_norm needs; leave out one of them"
+            )
 
 
 def synchronise_batch_norm(model):
