@@ -373,7 +373,8 @@ def test_problems_of_lines_name_the_line_and_the_box(folder):
         (b"\xef\xbb\xbf\n \n", "holds no image"),
         (b"one.jpg\ntw\xff.jpg", r"train.txt:2: this is not UTF-8 text"),
         (b"one.jpg\0", "holds zero bytes"),
-        (b'{"images": []}', "looks like JSON"),
+        (b'{"images": []}', "this JSON has no list 'annotations'"),
+        (b'[{"image_id": 1}]', "looks like a JSON list"),
         (b"<annotation/>", "name the folder"),
     ],
 )

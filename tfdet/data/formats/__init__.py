@@ -1,61 +1,100 @@
-"""Annotation files in: one module a format, each of which makes a `Listing` an image and a `Problem` for whatever
-it cannot use, without opening an image.
+"""Annotation files in and out: one module a format, each of which makes a `Listing` an image and a `Problem` for
+whatever it cannot use, without opening an image.
 """
 
+import glob
 import os
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from tfdet.data.annotations import Problem
+from tfdet.data.annotations import FRAMES, Problem
 from tfdet.data.errors import AnnotationError
-from tfdet.data.formats import lines, pickled, voc
+from tfdet.data.formats import coco, darknet, lines, pickled, recorded, table, voc
 from tfdet.data.formats.common import FORMATS, Source, read_class_names
 
-__all__ = ["FORMATS", "Source", "read", "read_class_names", "recognise"]
+__all__ = ["FORMATS", "WRITABLE", "Source", "read", "read_class_names", "recognise", "save"]
 
-_READERS = {"pickle": pickled.read, "lines": lines.read, "voc": voc.read}
+_MODULES = dict(zip(FORMATS, (pickled, lines, voc, coco, darknet, table, recorded)))
+WRITABLE = tuple(name for name in FORMATS if hasattr(_MODULES[name], "write"))
+_FOLDERS = ("voc", "darknet")
+_IN_WORDS = f"the formats are {', '.join(FORMATS)}"
 
 
 def recognise(path) -> str:
     """The format of an annotation file or folder, by its name and its first bytes."""
     path = Path(path)
-    if path.is_dir():
-        return "voc"
     try:
+        if path.is_dir():
+            return _recognise_folder(path)
+        if recorded.is_record_file(path):
+            return "records"
         with open(path, "rb") as file:
-            start = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")
+            start = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
     except OSError as error:
         raise AnnotationError(path, f"cannot be read ({error.strerror})", "check the path") from error
     if path.suffix.lower() in (".pkl", ".pickle", ".p") or re.match(rb"\x80[\x00-\x05]|\((d|l)p?\d*\n", start):
         return "pickle"
-    if start[:1] in (b"{", b"["):
-        raise AnnotationError(path, "this looks like JSON", f"the formats are {', '.join(FORMATS)}")
+    if start[:2] == b"\x1f\x8b":
+        raise AnnotationError(path, "this file is compressed", "unpack it with gunzip")
+    if start[:1] == b"{" or path.suffix.lower() == ".json":
+        return "coco"
+    if start[:1] == b"[":
+        raise AnnotationError(path, "this looks like a JSON list, not like COCO's object", _IN_WORDS)
     if start[:1] == b"<":
         raise AnnotationError(path, "this is an XML file", "for Pascal VOC name the folder that holds the XML files")
-    return "lines"
+    first = start.split(b"\n", 1)[0].strip()
+    is_table = path.suffix.lower() in (".csv", ".tsv") or re.fullmatch(rb".+?\.\w{3,4}\"?(,[^,]*){5}", first)
+    return "csv" if is_table else "lines"
 
 
-def read(path, *, images=None, class_names=None, file_format=None, allow_outside=False) -> Source:
-    """Reads one annotation file, or a folder of Pascal VOC XML.
+def _recognise_folder(path) -> str:
+    if next(path.glob("*.xml"), None) or next(path.glob("Annotations/*.xml"), None):
+        return "voc"
+    if recorded.find_record_files(path):
+        return "records"
+    if (path / "labels").is_dir() or next(path.rglob("*.txt"), None):
+        return "darknet"
+    reason = "the folder holds no XML file of Pascal VOC, no Darknet text file and no record file"
+    raise AnnotationError(path, reason, "name the annotation file itself; " + _IN_WORDS)
+
+
+def read(
+    path, *, images=None, class_names=None, file_format=None, allow_outside=False, boxes_frame="displayed"
+) -> Source:
+    """Reads one annotation file, or a folder of Pascal VOC XML, Darknet text files or records.
 
     Args:
+        path: a pattern such as "data-val.tfrecord-*" takes several record files.
         images: the folder that holds the images; default: beside the annotations, as the format has it.
-        class_names: names in the order of the class ids. Lines need them; VOC without them takes the sorted
-            names found, a pickle class_0, class_1, ...
+        class_names: names in the order of the class ids. Lines need them, as do Darknet and records where no file
+            of names is found; VOC and tables without them take the sorted names found, COCO its categories, a
+            pickle class_0, class_1, ...
         file_format: one of FORMATS; default: recognised.
-        allow_outside: accept names in a pickle or in VOC XML that lead out of the image folder.
+        allow_outside: accept paths that lead out of the image folder.
+        boxes_frame: one of annotations.FRAMES, see `Listing`.
     Raises:
         AnnotationError: the file cannot be read as a whole, or holds no image.
     """
+    if boxes_frame not in FRAMES:
+        raise ValueError(f"boxes_frame is one of {FRAMES}, not {boxes_frame!r}")
     path = Path(path)
-    source = _READERS[file_format or recognise(path)](
-        path, Path(images) if images else None, class_names, allow_outside
-    )
-    if not source.listings and not source.problems:
+    paths = [path] if os.path.exists(path) else [Path(name) for name in sorted(glob.glob(str(path)))] or [path]
+    sources = []
+    for one in paths:
+        module = _MODULES[file_format or recognise(one)]
+        sources.append(module.read(one, Path(images) if images else None, class_names, allow_outside))
+        class_names = sources[-1].class_names
+    listings = [listing for source in sources for listing in source.listings]
+    problems = [problem for source in sources for problem in source.problems]
+    if not listings and not problems:
         raise AnnotationError(path, "it holds no image", "name a file with at least one entry")
-    return _without_duplicates(source)
+    if boxes_frame != "displayed":
+        listings = [replace(listing, frame=boxes_frame) for listing in listings]
+    return _without_duplicates(Source(sources[-1].format, sources[-1].class_names, listings, problems))
 
 
 def _without_duplicates(source) -> Source:
@@ -70,3 +109,46 @@ def _without_duplicates(source) -> Source:
         reason = f"image {listing.image_id} is also at {earlier.where}, with {'the same' if same else 'other'} boxes"
         problems.append(Problem("duplicate_image", listing.where, reason))
     return Source(source.format, source.class_names, kept, problems)
+
+
+def save(path, file_format: str, class_names, entries):
+    """Writes annotations; the file, or the folder of VOC and Darknet, appears whole or not at all.
+
+    COCO and VOC keep everything; the others lose which objects are difficult, and all but CSV and Darknet the names of
+    the classes.
+
+    Args:
+        path: must not exist.
+        file_format: one of WRITABLE.
+        entries: list of (Annotation, (height, width) in pixels of its image as it is displayed).
+    Raises:
+        AnnotationError: it exists, cannot be written, or the format cannot hold the name of an image or a class.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    if os.path.lexists(path):
+        raise AnnotationError(path, "it is there already", "name a new file with --out")
+    _check_names(path, class_names, entries, stems=file_format == "darknet")
+    try:
+        partial.mkdir(parents=True) if file_format in _FOLDERS else path.parent.mkdir(parents=True, exist_ok=True)
+        _MODULES[file_format].write(partial, class_names, entries)
+        os.replace(partial, path)
+    except OSError as error:
+        raise AnnotationError(path, f"cannot be written ({error.strerror or error})", "check the folder") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True) if partial.is_dir() else partial.unlink(missing_ok=True)
+
+
+def _check_names(path, class_names, entries, stems):
+    """Refuses what would come back as something else."""
+    seen = set()
+    for name in [annotation.image_id for annotation, _ in entries]:
+        key = name.rpartition(".")[0] or name if stems else name
+        if key in seen:
+            raise AnnotationError(path, f"two images are called {name!r}", "give every image a name of its own")
+        if stems and (os.path.isabs(name) or ".." in Path(name).parts):
+            raise AnnotationError(path, f"the image {name!r} lies outside its folder", "choose another format")
+        seen.add(key)
+    for name in [*seen, *class_names]:
+        if not name.strip() or not name.isprintable() or name != name.strip():
+            raise AnnotationError(path, f"the name {name!r} cannot be written", "rename it, without unprintable signs")

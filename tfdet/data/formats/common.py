@@ -9,7 +9,7 @@ import numpy as np
 from tfdet.data.annotations import Listing, Problem
 from tfdet.data.errors import AnnotationError
 
-FORMATS = ("pickle", "lines", "voc")
+FORMATS = ("pickle", "lines", "voc", "coco", "darknet", "csv", "records")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
 
@@ -23,12 +23,12 @@ class Source:
     problems: list[Problem]
 
 
-def make_listing(where, image_path, image_id, rows, numbers, *, in_pixels, difficult=None, stated_size=None) -> Listing:
+def make_listing(where, image_path, image_id, rows, numbers, *, in_pixels, difficult=None, **others) -> Listing:
     """rows: float64 [N, 5] corners and class; numbers: the place of each row in its entry, from 1."""
     rows = np.asarray(rows, np.float64).reshape(-1, 5)
     difficult = np.zeros(len(rows), bool) if difficult is None else np.asarray(difficult, bool)
     labels, numbers = rows[:, 4].astype(np.int32), np.asarray(numbers, np.int64)
-    return Listing(where, str(image_path), image_id, rows[:, :4], labels, difficult, numbers, in_pixels, stated_size)
+    return Listing(where, str(image_path), image_id, rows[:, :4], labels, difficult, numbers, in_pixels, **others)
 
 
 def box_problem(where, number, fault) -> Problem:
@@ -37,11 +37,12 @@ def box_problem(where, number, fault) -> Problem:
     return Problem(kind, where, f"box {number} {text}", (int(number),))
 
 
-def locate(where, name, candidates, root=None) -> tuple[Path | None, Problem | None]:
-    """The first of some paths that is a file; with `root`, only if it stays inside."""
+def locate(where, name, candidates, roots=()) -> tuple[Path | None, Problem | None]:
+    """The first of some paths that is a file; with `roots`, only if it stays inside one of these folders."""
     path = next((path for path in candidates if os.path.isfile(path)), None)
-    if root and not is_inside(path or candidates[0], root):
-        return None, Problem("outside_root", where, f"image {name!r} lies outside {root}")
+    if roots and not any(is_inside(path or candidates[0], root) for root in roots):
+        folders = " and ".join(dict.fromkeys(map(str, roots)))
+        return None, Problem("outside_root", where, f"image {name!r} lies outside {folders}")
     if path is None:
         looked = " nor ".join(dict.fromkeys(str(candidate) for candidate in candidates[:2]))
         return None, Problem("missing_image", where, f"there is no image file {looked}")
@@ -50,10 +51,33 @@ def locate(where, name, candidates, root=None) -> tuple[Path | None, Problem | N
 
 def is_inside(path, root) -> bool:
     """Whether a path stays in a folder once links are followed."""
-    if "\0" in str(path):
-        return False
     root = os.path.realpath(root)
-    return os.path.commonpath([root, os.path.realpath(path)]) == root
+    try:
+        return os.path.commonpath([root, os.path.realpath(path)]) == root
+    except ValueError:  # a zero byte, or what no file name can hold
+        return False
+
+
+def parse_numbers(texts) -> tuple[float, ...] | None:
+    """Texts as floats, None if one of them is no number; Python alone reads 1_0 as 10."""
+    try:
+        return None if any("_" in text for text in texts) else tuple(map(float, texts))
+    except ValueError:
+        return None
+
+
+def shortest(value, digits: int = 7) -> str:
+    """A number in at most so many significant digits: 7 keep a corner within 5e-7 of the image's side."""
+    return format(float(value), f".{digits}g") if abs(value) < 10**digits else repr(float(value))
+
+
+def stated_size(height, width) -> tuple[int, int] | None:
+    """(height, width) from what a file says, None for what can be no size; many write 0 x 0 for "not known"."""
+    try:
+        size = int(float(height)), int(float(width))
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return size if min(size) > 0 else None
 
 
 def read_text(path) -> str:

@@ -6,13 +6,23 @@ The form that keras-yolo3 trains on; class names are in a separate file.
 import re
 
 from tfdet.data.errors import AnnotationError
-from tfdet.data.formats.common import IMAGE_SUFFIXES, Source, box_problem, locate, make_listing, read_text
+from tfdet.data.formats.common import (
+    IMAGE_SUFFIXES,
+    Source,
+    box_problem,
+    locate,
+    make_listing,
+    parse_numbers,
+    read_text,
+    shortest,
+)
 
 _WORD = re.compile(r"\S+")
 
 
-def read(path, images, class_names, _allow_outside) -> Source:
+def read(path, images, class_names, allow_outside) -> Source:
     """See `formats.read`; a path is looked for in the image folder, then beside the file."""
+    roots = [root for root in (images, path.parent) if root]
     if not class_names:
         raise AnnotationError(path, "lines carry class numbers only", "pass --classes FILE with one name a line")
     listings, problems = [], []
@@ -21,7 +31,7 @@ def read(path, images, class_names, _allow_outside) -> Source:
             continue
         where = f"{path}:{number}"
         name, words = split_line(line)
-        image, problem = locate(where, name, [root / name for root in (images, path.parent) if root])
+        image, problem = locate(where, name, [root / name for root in roots], () if allow_outside else roots)
         boxes = [parse_box(word, len(class_names)) for word in words]
         problems += [box_problem(where, i, box) for i, box in enumerate(boxes, 1) if len(box) == 2]
         if problem:
@@ -51,11 +61,8 @@ def parse_box(word: str, num_classes: int) -> tuple:
     fields = word.split(",")
     if len(fields) != 5:
         return "wrong_columns", f"({word}) has {len(fields)} numbers, not 5"
-    try:
-        values = tuple(float(field) for field in fields)
-    except ValueError:
-        values = ()
-    if not values or "_" in word:  # Python reads 1_0 as 10
+    values = parse_numbers(fields)
+    if values is None:
         return "not_numeric", f"({word}) is not made of numbers"
     label = values[4]
     if not label.is_integer():
@@ -63,3 +70,16 @@ def parse_box(word: str, num_classes: int) -> tuple:
     if not 0 <= label < num_classes:
         return "class_out_of_range", f"({word}) has class {fields[4]}, the classes are 0 to {num_classes - 1}"
     return values
+
+
+def write(path, _class_names, entries):
+    """See `formats.save`."""
+    texts = []
+    for annotation, (height, width) in entries:
+        corners = annotation.boxes * [width, height, width, height]
+        words = [",".join([*map(shortest, box), str(label)]) for box, label in zip(corners, annotation.labels)]
+        texts.append(" ".join([annotation.image_id, *words]))
+        if split_line(texts[-1]) != (annotation.image_id, words):
+            reason = f"the image name {annotation.image_id!r} cannot be told from the boxes of a line"
+            raise AnnotationError(path, reason, "rename the image, or choose another format")
+    path.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")

@@ -3,6 +3,8 @@
 The form that rykov8/ssd_keras trains on.
 """
 
+import pickle
+
 import numpy as np
 
 from tfdet.data import unpickle
@@ -20,14 +22,14 @@ def read(path, images, class_names, allow_outside) -> Source:
     listings, problems = [], []
     for key in sorted(entries):
         where = f"{path}: key {key!r}"
-        image, problem = locate(where, key, [root / key], None if allow_outside else root)
+        image, problem = locate(where, key, [root / key], () if allow_outside else (root,))
         array, fault = _build(entries[key], columns)
         if problem or fault:
             problems.append(problem or Problem(fault[0], where, fault[1]))
             continue
-        faults = [_class_fault(row[4:]) for row in array]
-        problems += [box_problem(where, number, fault) for number, fault in enumerate(faults, 1) if fault]
-        good = np.array([fault is None for fault in faults], bool)
+        classes = array[:, 4:]
+        good = np.isin(classes, (0.0, 1.0)).all(axis=1) & (classes.sum(axis=1) == 1.0)
+        problems += [box_problem(where, i + 1, _class_fault(classes[i])) for i in np.flatnonzero(~good)]
         rows = np.column_stack([array[good, :4], array[good, 4:].argmax(axis=1)])
         listings.append(make_listing(where, image, key, rows, np.flatnonzero(good) + 1, in_pixels=False))
     return Source("pickle", tuple(class_names), listings, problems)
@@ -81,8 +83,18 @@ def _build(value, columns):
 
 
 def _class_fault(values):
-    """What is wrong with the class columns of one box, None where they are one-hot."""
+    """What is wrong with the class columns of a box that is not one-hot."""
     if not np.isin(values, (0.0, 1.0)).all():
         return "not_one_hot", f"has the class columns {values.tolist()}: other values than 0 and 1"
     count = int(values.sum())
-    return None if count == 1 else ("not_one_hot", f"has {count or 'no'} classes: {values.tolist()}")
+    return "not_one_hot", f"has {count or 'no'} classes: {values.tolist()}"
+
+
+def write(path, class_names, entries):
+    """See `formats.save`."""
+    one_hot = np.eye(len(class_names))
+    content = {item.image_id: np.column_stack([item.boxes, one_hot[item.labels]]) for item, _ in entries}
+    # Protocol 2 and numpy's older name for itself, which Python 2 and numpy 1 know; numpy 2 reads it as well.
+    path.write_bytes(
+        pickle.dumps(content, protocol=2).replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
+    )

@@ -4,10 +4,30 @@ Described at http://host.robots.ox.ac.uk/pascal/VOC.
 """
 
 import xml.etree.ElementTree as ElementTree
+from typing import NamedTuple
 
 from tfdet.data.annotations import Problem
 from tfdet.data.errors import AnnotationError
-from tfdet.data.formats.common import IMAGE_SUFFIXES, Source, box_problem, locate, make_listing
+from tfdet.data.formats.common import (
+    IMAGE_SUFFIXES,
+    Source,
+    box_problem,
+    locate,
+    make_listing,
+    parse_numbers,
+    shortest,
+    stated_size,
+)
+
+_SIDES = ("xmin", "ymin", "xmax", "ymax")
+
+
+class _Content(NamedTuple):
+    """What one XML file says; `objects`: (class name, four texts, whether it is difficult)."""
+
+    filename: str
+    size: tuple[int, int] | None
+    objects: list[tuple]
 
 
 def read(path, images, class_names, allow_outside) -> Source:
@@ -18,65 +38,78 @@ def read(path, images, class_names, allow_outside) -> Source:
         raise AnnotationError(path, "the folder holds no XML file", "name the Annotations folder of a VOC data set")
     if images is None:
         images = next((p for p in (folder.parent / "JPEGImages", folder.parent / "images") if p.is_dir()), folder)
-    parsed = [(file, _parse_xml(file)) for file in files]
+    contents = [_parse_xml(file) for file in files]
     if not class_names:
-        roots = [root for _, root in parsed if root is not None]
-        class_names = sorted({name for root in roots for name in _object_names(root)} - {""})
+        class_names = sorted({item[0] for content in contents if content for item in content.objects} - {""})
+    labels = {name: label for label, name in enumerate(class_names)}
     listings, problems = [], []
-    for file, root in parsed:
-        if root is None:
+    for file, content in zip(files, contents):
+        if content is None:
             problems.append(Problem("bad_entry", str(file), "this is not readable XML"))
             continue
-        listing, found = _voc_listing(file, root, images, class_names, allow_outside)
+        listing, found = _voc_listing(file, content, images, labels, allow_outside)
         listings += [listing] if listing else []
         problems += found
     return Source("voc", tuple(class_names), listings, problems)
 
 
-def _parse_xml(file):
+def _parse_xml(file) -> _Content | None:
     try:
-        return ElementTree.parse(file).getroot()
-    except (ElementTree.ParseError, OSError, ValueError):
+        root = ElementTree.parse(file).getroot()
+    except (ElementTree.ParseError, OSError, ValueError, LookupError):
         return None
+    size = stated_size(root.findtext("size/height"), root.findtext("size/width"))
+    return _Content(_text(root, "filename"), size, [_object(item) for item in root.iter("object")])
 
 
-def _object_names(root):
-    return [(item.findtext("name") or "").strip() for item in root.iter("object")]
+def _text(element, name) -> str:
+    return (element.findtext(name) or "").strip()
 
 
-def _voc_listing(file, root, images, class_names, allow_outside):
-    where = str(file)
-    name = (root.findtext("filename") or "").strip() or file.stem
+def _object(item) -> tuple:
+    return _text(item, "name"), [item.findtext(f"bndbox/{side}") for side in _SIDES], _text(item, "difficult") == "1"
+
+
+def _voc_listing(file, content, images, labels, allow_outside):
+    where, name = str(file), content.filename or file.stem
     candidates = [images / name, *(images / (file.stem + suffix) for suffix in IMAGE_SUFFIXES)]
-    image, problem = locate(where, name, candidates, None if allow_outside else images)
-    rows = [_voc_row(item, class_names) for item in root.iter("object")]
+    image, problem = locate(where, name, candidates, () if allow_outside else (images,))
+    rows = [_voc_row(*item, labels) for item in content.objects]
     problems = [box_problem(where, i, row) for i, row in enumerate(rows, 1) if len(row) == 2]
     if problem:
         return None, [*problems, problem]
+    image_id = name if image == images / name else image.name
     good = [i for i, row in enumerate(rows, 1) if len(row) == 6]
-    difficult = [rows[i - 1][5] for i in good]
-    boxes = [rows[i - 1][:5] for i in good]
-    stated = {"in_pixels": True, "difficult": difficult, "stated_size": _stated_size(root)}
-    return make_listing(where, image, image.name, boxes, good, **stated), problems
+    boxes, difficult = [rows[i - 1][:5] for i in good], [rows[i - 1][5] for i in good]
+    common = {"in_pixels": True, "difficult": difficult, "stated_size": content.size}
+    return make_listing(where, image, image_id, boxes, good, **common), problems
 
 
-def _stated_size(root) -> tuple[int, int] | None:
-    """(height, width); many files say 0 x 0 for "not known"."""
-    try:
-        size = tuple(int(float(root.findtext(f"size/{side}"))) for side in ("height", "width"))
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return size if min(size) > 0 else None
-
-
-def _voc_row(item, class_names) -> tuple:
+def _voc_row(name, texts, difficult, labels) -> tuple:
     """Four corners, class and whether the object is difficult; or (kind of problem, text)."""
-    name = (item.findtext("name") or "").strip()
-    if name not in class_names:
+    if name not in labels:
         return "class_out_of_range", f"has the class {name!r}, which is not among the class names"
-    texts = [item.findtext(f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
-    try:
-        corners = [float(text) for text in texts]
-    except (TypeError, ValueError):
+    corners = None if None in texts else parse_numbers(texts)
+    if corners is None:
         return "not_numeric", f"has the corners {texts}, which are not four numbers"
-    return *corners, class_names.index(name), (item.findtext("difficult") or "0").strip() == "1"
+    return *corners, labels[name], difficult
+
+
+def write(path, class_names, entries):
+    """See `formats.save`; one XML file an image, numbered, since image names may hold folders."""
+    for number, (annotation, size) in enumerate(entries, 1):
+        root = ElementTree.Element("annotation")
+        ElementTree.SubElement(root, "filename").text = annotation.image_id
+        _add(root, "size", height=size[0], width=size[1], depth=3)
+        for box, label, difficult in zip(annotation.boxes, annotation.labels, annotation.difficult):
+            item = ElementTree.SubElement(root, "object")
+            ElementTree.SubElement(item, "name").text = class_names[label]
+            ElementTree.SubElement(item, "difficult").text = str(int(difficult))
+            _add(item, "bndbox", **dict(zip(_SIDES, map(shortest, box * (size[::-1] * 2)))))
+        ElementTree.ElementTree(root).write(path / f"{number:06d}.xml", encoding="utf-8")
+
+
+def _add(parent, name, **values):
+    element = ElementTree.SubElement(parent, name)
+    for key, value in values.items():
+        ElementTree.SubElement(element, key).text = str(value)
