@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,13 +19,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tfdet import schema
-from tfdet.data import convert, publish, tfrecord
+from tfdet.data import convert, tfrecord
 from tfdet.data.annotations import Annotation
 from tfdet.data.checks import Checks, make_policies
 from tfdet.data.errors import DataError, RecordError
 from tfdet.data.formats import common
 from tfdet.data.images import EncodedImage, ImageOptions
+from tfdet.data.manifest import SCHEMA_VERSION
 from tfdet.data.records import open_split, parse, read_index
+from tfdet.data.shards import record_features
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ("red", "grün", "blue")
@@ -100,7 +103,7 @@ def sample(count, encoded=b"x" * 70_000):
 @pytest.mark.parametrize("count", [0, 1, 300])
 def test_records_follow_the_schema_and_parse_back(count):
     annotation, image = sample(count)
-    features = convert.record_features(annotation, image, NAMES)
+    features = record_features(annotation, image, NAMES)
     assert set(features) == {*schema.record_features(), schema.FILENAME, schema.CLASS_TEXT}
     serialized = tfrecord.example(features)
     assert serialized == tensorflow_example(features)
@@ -122,7 +125,7 @@ def test_records_follow_the_schema_and_parse_back(count):
 
 
 def test_the_tensorflow_free_writer_agrees_with_the_schema():
-    assert publish.SCHEMA_VERSION == schema.SCHEMA_VERSION
+    assert SCHEMA_VERSION == schema.SCHEMA_VERSION
 
 
 def test_conversion_does_not_import_tensorflow():
@@ -177,8 +180,10 @@ def test_a_data_set_round_trips(tmp_path, shards):
         assert records.num_images == len(records.index) == len(listings)
         assert records.num_boxes == sum(len(listing.boxes) for listing in listings)
         assert records.max_boxes == max(len(listing.boxes) for listing in listings)
-        assert [Path(path).name for path in records.shard_paths] == [
-            f"toy-{split}.tfrecord-{i:05d}-of-{max(shards, 1):05d}" for i in range(max(shards, 1))
+        tags = {Path(path).name.split(".")[0].removeprefix(f"toy-{split}-") for path in records.shard_paths}
+        assert [len(tag) for tag in tags] == [8]  # of all shards' content
+        assert [Path(path).name.split(".")[1] for path in records.shard_paths] == [
+            f"tfrecord-{i:05d}-of-{max(shards, 1):05d}" for i in range(max(shards, 1))
         ]
         serialized = list(tf.data.TFRecordDataset(list(records.shard_paths)).as_numpy_iterator())
         assert serialized == records_at_index(records)
@@ -308,43 +313,70 @@ def test_nothing_usable_writes_nothing(tmp_path):
 
 # --- crashes ------------------------------------------------------------------------------------
 
-# Every run is a process of its own that dies, without any cleaning up, right before its n-th rename.
+# Every run is a process of its own that dies, without any cleaning up, right before its n-th change of a name.
 CRASHING_RUNS = """
 import os, pickle, sys
 from tfdet.data import convert
-listings, out, renames = pickle.load(sys.stdin.buffer)
-for n in range(renames):
+listings, out, changes = pickle.load(sys.stdin.buffer)
+for n in range(changes):
     if os.fork() == 0:
-        left, replace = [n], os.replace
-        def crash(source, target):
-            if left[0] == 0:
-                os._exit(9)
-            left[0] -= 1
-            replace(source, target)
-        os.replace = crash
+        left = [n]
+        def crashing(function):
+            def call(*arguments, **options):
+                if left[0] == 0:
+                    os._exit(9)
+                left[0] -= 1
+                return function(*arguments, **options)
+            return call
+        os.fsync = lambda descriptor: None  # this is about the order, and quick
+        os.replace, os.link, os.unlink = map(crashing, (os.replace, os.link, os.unlink))
         convert.convert({"train": listings[3:], "val": listings[:3]}, f"{out}-{n}", "toy", ("a", "b", "c"), shards=2)
         os._exit(0)
     print(os.waitstatus_to_exitcode(os.wait()[1]))
 """
 
 
-def test_a_run_that_dies_leaves_nothing_that_opens(tmp_path):
-    listings = make_listings(tmp_path / "img", 8)
-    renames = 2 * 2 + 2 + 1  # shards, indices, manifest
-    for n in (0, 3, 6):  # these die over the records of an earlier run
-        convert.convert({"train": listings}, tmp_path / f"out-{n}", "toy", NAMES, shards=2)
-    content = pickle.dumps((listings, str(tmp_path / "out"), renames + 1))
+@pytest.fixture(scope="module")
+def crashes(tmp_path_factory):
+    """The folders of runs that died over an older set, the older set, the new set, and its listings."""
+    root = tmp_path_factory.mktemp("crashes")
+    listings = make_listings(root / "img", 8)
+    splits = {"train": listings[3:], "val": listings[:3]}
+    convert.convert({"train": listings}, root / "old", "toy", NAMES, shards=2)
+    convert.convert(splits, root / "new", "toy", ("a", "b", "c"), shards=2)
+    for n in range(50):
+        shutil.copytree(root / "old", root / f"out-{n}")
+    content = pickle.dumps((listings, str(root / "out"), 50))
     run = subprocess.run(
         [sys.executable, "-c", CRASHING_RUNS], input=content, cwd=ROOT, capture_output=True, check=True
     )
-    assert run.stdout.split() == [b"9"] * renames + [b"0"]
-    for n in range(renames):
-        for split in ("train", "val"):
-            with pytest.raises(RecordError, match=r"no manifest\.json"):
-                open_split(tmp_path / f"out-{n}", split)
-    assert open_split(tmp_path / f"out-{renames}", "val").num_images == 3
-    convert.convert({"train": listings[3:], "val": listings[:3]}, tmp_path / "out-5", "toy", ("a", "b", "c"), shards=2)
-    assert digests(tmp_path / "out-5") == digests(tmp_path / f"out-{renames}")
+    died = run.stdout.split().index(b"0")
+    assert died > 20  # shards, what was found in them, indices, manifest; each with what is removed
+    return [root / f"out-{n}" for n in range(died)], root / "old", root / "new", splits
+
+
+def test_a_run_that_dies_leaves_the_older_set_or_the_new_one(crashes):
+    died, old, new, _ = crashes
+    whole = {(old / "manifest.json").read_bytes(): old, (new / "manifest.json").read_bytes(): new}
+    found = []
+    for folder in died:
+        expected = whole[(folder / "manifest.json").read_bytes()]
+        for split in json.loads((folder / "manifest.json").read_bytes())["splits"]:
+            assert records_at_index(open_split(folder, split)) == records_at_index(open_split(expected, split))
+        found.append(expected)
+    assert found == sorted(found, reverse=True)  # old, old ..., new, new
+    assert set(found) == {old, new}
+
+
+def test_a_run_that_resumes_ends_with_the_same_bytes(crashes):
+    died, _, new, splits = crashes
+    resumed = []
+    for folder in died[::3]:
+        report = convert.convert(splits, folder, "toy", ("a", "b", "c"), shards=2, resume=True)
+        assert digests(folder) == digests(new)
+        resumed.append(report.resumed)
+    assert {0, 8} <= set(resumed)  # before the first shard, and after the last
+    assert len(set(resumed)) > 2
 
 
 def test_a_full_disk_is_one_clear_error(tmp_path, monkeypatch):
@@ -388,13 +420,18 @@ def edit_manifest(folder, change):
 
 
 def edit_index(folder, change):
-    path = folder / "toy-train.index.npy"
-    index = np.load(path)
-    np.save(path, change(index))
+    index = np.load(index_of(folder))
+    np.save(index_of(folder), change(index))
+
+
+def index_of(folder):
+    (path,) = folder.glob("toy-train-*.index.npy")
+    return path
 
 
 def first_shard(folder):
-    return folder / "toy-train.tfrecord-00000-of-00002"
+    (path,) = folder.glob("toy-train-*.tfrecord-00000-of-00002")
+    return path
 
 
 def swap(index):
@@ -415,9 +452,9 @@ DAMAGE = {
     "cut shard": (lambda folder: os.truncate(first_shard(folder), 100), "00000-of-00002: the shard has 100 bytes"),
     "grown shard": (lambda folder: os.truncate(first_shard(folder), 10**6), "00000-of-00002: the shard has"),
     "no shard": (lambda folder: first_shard(folder).unlink(), "00000-of-00002: the shard is missing"),
-    "no index": (lambda folder: (folder / "toy-train.index.npy").unlink(), "index cannot be read"),
-    "cut index": (lambda folder: os.truncate(folder / "toy-train.index.npy", 150), "index cannot be read"),
-    "other index": (lambda folder: np.save(folder / "toy-train.index.npy", np.zeros(3)), "float64 .* not int64"),
+    "no index": (lambda folder: index_of(folder).unlink(), "index cannot be read"),
+    "cut index": (lambda folder: os.truncate(index_of(folder), 150), "index cannot be read"),
+    "other index": (lambda folder: np.save(index_of(folder), np.zeros(3)), "float64 .* not int64"),
     "short index": (lambda folder: edit_index(folder, lambda index: index[:-1]), "00001.*does not fit the shard"),
     "long index": (lambda folder: edit_index(folder, lambda index: np.insert(index, 7, 9, axis=0)), "of no shard"),
     "moved index": (

@@ -1,45 +1,35 @@
 """Listings in, sharded TFRecord files with their manifest and offset indices out, in worker processes.
 
 Shards are written into OUT/.partial; only when every image has been read and nothing stands in the way does
-publish.py move them to their names. The bytes depend on the input alone, not on the number of workers: images
-are sorted by a hash of their ids and dealt to the shards in turn.
+publish.py give them their names. A run that was cut short leaves its finished shards there for one that resumes.
+The bytes depend on the input alone, not on the number of workers: images are sorted by a hash of their ids and dealt
+to the shards in turn.
 Nothing here needs TensorFlow, so that worker processes start at once.
 """
 
 import contextlib
 import errno
+import functools
 import hashlib
 import os
-import shutil
-from collections import Counter
-from dataclasses import dataclass
-from pathlib import Path
+from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
-import numpy as np
-
-from tfdet.data import embedded, tfrecord
-from tfdet.data.annotations import Annotation, Listing, Problem
-from tfdet.data.checks import Checks, examine
+from tfdet.data import embedded, files, stored
+from tfdet.data.annotations import Listing, Problem
+from tfdet.data.checks import Checks
 from tfdet.data.errors import ImageError, RecordError
-from tfdet.data.images import EncodedImage, ImageOptions, displayed_size
-from tfdet.data.publish import PARTIAL, Shard, publish
+from tfdet.data.images import ImageOptions, displayed_size
+from tfdet.data.manifest import read_manifest
+from tfdet.data.publish import PARTIAL, check_base, publish
+from tfdet.data.shards import Job, Shard, clear, encode_id, join, key_of, load, load_intact, write
 from tfdet.data.workers import run_jobs
 
 SHARD_BYTES = 100_000_000  # aimed at
+_LEAST_IMAGES = 16  # in a piece of a shard
 _DEFAULT_OPTIONS = ImageOptions()
 _DEFAULT_CHECKS = Checks()
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One shard to write; everything that a worker process needs."""
-
-    split: str
-    path: str
-    listings: tuple[Listing, ...]
-    class_names: tuple[str, ...]
-    options: ImageOptions
-    checks: Checks
 
 
 @dataclass(frozen=True)
@@ -50,6 +40,7 @@ class Report:
     problems: list[Problem]
     rounded: int
     changes: Counter
+    resumed: int = 0  # images in shards that an earlier run had finished
 
 
 def convert(
@@ -63,6 +54,9 @@ def convert(
     checks: Checks = _DEFAULT_CHECKS,
     shards: int = 0,
     workers: int = 1,
+    resume: bool = False,
+    append: bool = False,
+    run=None,
     progress=None,
 ) -> Report:
     """Writes the records of a data set.
@@ -72,53 +66,83 @@ def convert(
 
     Args:
         splits: split name -> listings; a split without images is left out.
+        directory: a folder, or an address that TensorFlow's file systems know, such as gs://bucket/folder.
         problems: what reading the annotations found already.
         checks: what is looked for, and whether what is found is left out or keeps everything from being written.
         shards: files a split; 0: about 100 MB each.
+        resume: take the shards that an earlier run had finished, as far as nothing that decides them has changed.
+        append: add to the records that are there, under their name; an image that is there already is a problem.
+        run: called with (jobs, folder, progress), writes the shard of each job into the folder; the default does
+            so in worker processes here, beam.run_in_pipeline in an Apache Beam pipeline.
         progress: called with (images done, images in all).
     Raises:
-        RecordError: no image is left, or writing failed (disk full, no permission).
+        RecordError: writing failed (disk full, no permission), another process writes there, or the records that
+            are there are of another kind.
         DataError: a worker process died.
     """
-    directory = Path(directory)
-    partial, existed = directory / PARTIAL, directory.exists()
-    try:
-        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
-        partial.mkdir(parents=True)
-        filled = {split: listings for split, listings in splits.items() if listings}
-        jobs = [
-            job
-            for split in filled
-            for job in _plan(split, filled[split], partial, class_names, options, checks, shards)
-        ]
-        written = run_jobs(_write_shard, jobs, workers, directory, progress)
-        problems = [*problems, *(problem for shard in written for problem in shard.problems)]
+    run = run or functools.partial(_run_here, workers=workers)
+    with _workplace(directory) as partial:
+        base = read_manifest(directory) if append else None
+        splits, known = _without_stored(splits, directory, base)
+        if base:
+            check_base(base, directory, class_names, options)
+        common = tuple(class_names), options, checks
+        jobs = [job for split in splits for job in _plan(split, splits[split], common, shards)]
+        written, resumed = _write_all(jobs, partial, resume, run, progress or (lambda done, total: None))
+        problems = [*problems, *known, *(problem for shard in written for problem in shard.problems)]
         manifest = None
-        if not checks.stop(problems) and any(len(shard.index) for shard in written):
-            manifest = publish(written, directory, name, class_names, options)
-        changes = sum((shard.changes for shard in written), Counter())
-        return Report(manifest, problems, sum(shard.rounded for shard in written), changes)
+        if not checks.stop(problems) and any(shard.lengths for shard in written):
+            manifest = publish(written, directory, base["name"] if base else name, class_names, options, base)
+        files.remove_tree(partial)
+    changes = sum((shard.changes for shard in written), Counter())
+    return Report(manifest, problems, sum(shard.rounded for shard in written), changes, resumed)
+
+
+@contextlib.contextmanager
+def _workplace(directory):
+    """The folder for unfinished work, for this process alone. It stays if the work ends early, for what is finished."""
+    existed, partial = files.exists(directory), files.join(directory, PARTIAL)
+    try:
+        files.make_folder(directory)
+        with files.locked(directory):
+            files.make_folder(partial)
+            try:
+                yield partial
+            finally:
+                if not any(name.endswith(".json") for name in files.names(partial)):
+                    files.remove_tree(partial)
     except OSError as error:
-        advice = "free some space" if error.errno == errno.ENOSPC else "check the folder"
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        advice = "free some space, then go on with --resume" if full else "check the folder"
         raise RecordError(error.filename or directory, f"writing failed ({error.strerror or error})", advice) from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        if not existed:
+        if not existed and not files.is_remote(directory):
             with contextlib.suppress(OSError):  # it goes only if nothing was written
-                directory.rmdir()
+                os.rmdir(directory)
+
+
+def _without_stored(splits, directory, base) -> tuple[dict, list[Problem]]:
+    """The listings of images that are not stored yet, and a problem for each other."""
+    there, kept, problems = stored.image_ids(directory, base) if base else {}, {}, []
+    for split, listings in splits.items():
+        kept[split] = [item for item in listings if encode_id(item.image_id) not in there]
+        for item in listings:
+            if encode_id(item.image_id) in there:
+                reason = f"image {item.image_id} is in these records already, in {there[encode_id(item.image_id)]}"
+                problems.append(Problem("duplicate_image", item.where, reason))
+    return kept, problems
 
 
 # --- planning -----------------------------------------------------------------------------------
 
 
-def _plan(split, listings, partial, class_names, options, checks, shards):
+def _plan(split, listings, common, shards) -> list[Job]:
     """One job a shard: images in the order of a hash of their ids, dealt in turn."""
-    listings = sorted(listings, key=lambda item: hashlib.sha256(_encode(item.image_id)).digest())
-    count = shards or round(sum(_expected_bytes(item, options) for item in listings) / SHARD_BYTES)
-    count = max(1, min(count, len(listings)))
-    paths = [str(partial / f"{split}-{i:05d}") for i in range(count)]
-    common = tuple(class_names), options, checks
-    return [_Job(split, path, tuple(listings[i::count]), *common) for i, path in enumerate(paths)]
+    listings = sorted(listings, key=lambda item: hashlib.sha256(encode_id(item.image_id)).digest())
+    count = shards or round(sum(_expected_bytes(item, common[1]) for item in listings) / SHARD_BYTES)
+    count = min(max(1, count), len(listings))
+    jobs = [Job(split, tuple(listings[i::count]), *common) for i in range(count)]
+    return [replace(job, key=key_of(job)) for job in jobs]
 
 
 def _expected_bytes(listing, options) -> int:
@@ -132,64 +156,51 @@ def _expected_bytes(listing, options) -> int:
         return 0  # reported when the image is read
 
 
-# --- writing ------------------------------------------------------------------------------------
+# --- running ------------------------------------------------------------------------------------
 
 
-def _write_shard(job, tick) -> Shard:
-    shard, digest, rows = Shard(job.split, job.path), hashlib.sha256(), []
-    with open(job.path, "wb") as file:
-        for listing in job.listings:
-            payload = _make_record(listing, job, shard)
-            if payload is not None:
-                record = tfrecord.frame(payload)
-                file.write(record)
-                digest.update(record)
-                rows.append((shard.bytes, len(payload)))
-                shard.bytes += len(record)
-            tick()
-        file.flush()
-        os.fsync(file.fileno())
-    shard.index = np.array(rows, np.int64).reshape(-1, 2)
-    shard.sha256 = digest.hexdigest()
-    return shard
+def _write_all(jobs, folder, resume, run, progress) -> tuple[list[Shard], int]:
+    """The shard of each job, and the number of images that were there already."""
+    clear(folder, [job.key for job in jobs] if resume else [])
+    with ThreadPoolExecutor() as pool:
+        finished = dict(zip([job.key for job in jobs], pool.map(lambda job: load_intact(folder, job.key), jobs)))
+    left = [job for job in jobs if not finished[job.key]]
+    total = sum(len(job.listings) for job in jobs)
+    there = total - sum(len(job.listings) for job in left)
+    if left:
+        run(left, folder, lambda done, _: progress(there + done, total))
+    written = [finished[job.key] or load(folder, job.key) for job in jobs]
+    if None in written:
+        raise RecordError(folder, "a shard is missing", "every worker has to see this folder under this name")
+    return written, there
 
 
-def _make_record(listing, job, shard) -> bytes | None:
-    """The serialized record of one image, None if it is left out; what is found goes into `shard`."""
-    image, annotation, problems, rounded = examine(listing, job.options, job.checks)
-    shard.problems += problems
-    shard.rounded += rounded
-    if annotation is None:
+def _run_here(jobs, folder, progress, workers):
+    """Writes the shards in worker processes. Few shards are written in pieces, so that every worker has work."""
+    enough = 1 if len(jobs) >= 3 * workers or files.is_remote(folder) else -(-4 * workers // len(jobs))
+    pieces = [piece for job in jobs for piece in _split(job, folder, enough if workers > 1 else 1)]
+    done = defaultdict(dict)
+
+    def follow(piece, shard):
+        done[piece.key][piece.piece] = shard
+        if len(done[piece.key]) == piece.pieces:
+            parts = done.pop(piece.key)
+            return functools.partial(join, folder, piece.key, [parts[i] for i in range(piece.pieces)])
         return None
-    shard.num_boxes += len(annotation.boxes)
-    shard.max_boxes = max(shard.max_boxes, len(annotation.boxes))
-    shard.changes.update([image.change] if image.change else [])
-    return tfrecord.example(record_features(annotation, image, job.class_names))
+
+    run_jobs(write, pieces, workers, folder, progress, follow)
 
 
-def record_features(annotation: Annotation, image: EncodedImage, class_names) -> dict:
-    """One image in the TensorFlow detection schema; labels are 1-based there.
-
-    The names are those of schema.py, spelled out because schema.py needs TensorFlow.
-    """
-    x_min, y_min, x_max, y_max = annotation.boxes.T
-    file = annotation.image_id if embedded.is_embedded(annotation.image_path) else annotation.image_path
-    return {
-        "image/encoded": [image.encoded],
-        "image/format": [image.format.encode()],
-        "image/height": np.array([image.height]),
-        "image/width": np.array([image.width]),
-        "image/source_id": [_encode(annotation.image_id)],
-        "image/filename": [_encode(os.path.basename(file))],
-        "image/object/bbox/xmin": x_min,
-        "image/object/bbox/ymin": y_min,
-        "image/object/bbox/xmax": x_max,
-        "image/object/bbox/ymax": y_max,
-        "image/object/class/label": annotation.labels + 1,
-        "image/object/class/text": [class_names[label].encode() for label in annotation.labels],
-        "image/object/difficult": annotation.difficult.astype(np.int64),
-    }
-
-
-def _encode(name: str) -> bytes:
-    return name.encode("utf-8", "backslashreplace")  # file names need not be valid text
+def _split(job, folder, pieces) -> list[Job]:
+    count = len(job.listings)
+    pieces = max(1, min(pieces, count // _LEAST_IMAGES))
+    return [
+        replace(
+            job,
+            listings=job.listings[count * i // pieces : count * (i + 1) // pieces],
+            piece=i,
+            pieces=pieces,
+            path=files.join(folder, f"{job.key}.{i}.{os.getpid()}.tmp"),
+        )
+        for i in range(pieces)
+    ]

@@ -5,9 +5,9 @@ goes wherever the path of an image goes, so that nothing large is held in memory
 Nothing here needs TensorFlow.
 """
 
-import os
 import re
-from pathlib import Path
+
+from tfdet.data import files
 
 _NAME = re.compile(r"(?P<file>.+)#bytes=(?P<start>\d+)-(?P<end>\d+)(?:,(?P<height>\d+)x(?P<width>\d+))?", re.DOTALL)
 
@@ -21,6 +21,12 @@ def is_embedded(path) -> bool:
     return _NAME.fullmatch(str(path)) is not None
 
 
+def file_of(path):
+    """The file that a path names or lies in."""
+    found = _NAME.fullmatch(str(path))
+    return found["file"] if found else path
+
+
 def read_bytes(path) -> bytes:
     """The image file that a path names; bare pixels get the header that makes them a PPM file.
 
@@ -29,9 +35,9 @@ def read_bytes(path) -> bytes:
     """
     found = _NAME.fullmatch(str(path))
     if not found:
-        return Path(path).read_bytes()
+        return files.read_bytes(path)
     start, end = int(found["start"]), int(found["end"])
-    with open(found["file"], "rb") as file:
+    with files.opened(found["file"]) as file:
         file.seek(start)
         data = file.read(end - start)
     return b"P6 %d %d 255\n" % (int(found["width"]), int(found["height"])) + data if found["width"] else data
@@ -40,4 +46,6 @@ def read_bytes(path) -> bytes:
 def file_size(path) -> int:
     """Bytes of the image. Raises OSError where there is no such file."""
     found = _NAME.fullmatch(str(path))
-    return int(found["end"]) - int(found["start"]) if found else os.path.getsize(path)
+    if found:
+        return int(found["end"]) - int(found["start"])
+    return files.size(path)

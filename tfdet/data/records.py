@@ -3,21 +3,17 @@
 The form on disk is described in tfrecords/README.md; convert.py writes it.
 """
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
 from tfdet import schema
+from tfdet.data import files
 from tfdet.data.errors import RecordError
-from tfdet.data.publish import MANIFEST
-from tfdet.data.tfrecord import FRAME_BYTES
+from tfdet.data.manifest import CONVERT_AGAIN, MANIFEST, read_index, read_manifest
 
 __all__ = ["RecordError", "RecordSet", "open_split", "parse", "read_index"]
-
-_CONVERT = "convert the data set again with tools/make_tfrecords.py"
 
 
 @dataclass(frozen=True)
@@ -54,8 +50,7 @@ def open_split(directory, split: str) -> RecordSet:
         RecordError: no manifest (the conversion did not end), no such split, a shard that is missing or of
             another size than written, an index that does not fit its shards.
     """
-    directory = Path(directory)
-    manifest = _read_manifest(directory)
+    manifest = read_manifest(directory)
     try:
         if split not in manifest["splits"]:
             found = ", ".join(manifest["splits"])
@@ -67,68 +62,15 @@ def open_split(directory, split: str) -> RecordSet:
             name=manifest["name"],
             split=split,
             class_names=tuple(manifest["class_names"]),
-            shard_paths=tuple(str(directory / shard["file"]) for shard in shards),
-            index=read_index(directory / entry["index"], directory, shards),
+            shard_paths=tuple(files.join(directory, shard["file"]) for shard in shards),
+            index=read_index(files.join(directory, entry["index"]), directory, shards),
             num_images=entry["num_images"],
             num_boxes=entry["num_boxes"],
             max_boxes=entry["max_boxes"],
             store=manifest["store"],
         )
     except (KeyError, TypeError, AttributeError) as error:
-        raise RecordError(directory / MANIFEST, f"the manifest lacks {error}", _CONVERT) from error
-
-
-def _read_manifest(directory) -> dict:
-    path = directory / MANIFEST
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        version = manifest["schema_version"]
-    except OSError as error:
-        reason = f"there is no {MANIFEST} in this folder, so it holds no finished records"
-        raise RecordError(directory, reason, "name the folder that tools/make_tfrecords.py wrote") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise RecordError(path, f"the manifest is damaged ({error})", _CONVERT) from error
-    if version != schema.SCHEMA_VERSION:
-        reason = f"the records have schema version {version}, this tfdet reads {schema.SCHEMA_VERSION}"
-        raise RecordError(path, reason, _CONVERT)
-    return manifest
-
-
-def read_index(path, directory, shards) -> np.ndarray:
-    """The offset index of a split, checked against its shards' sizes.
-
-    Args:
-        shards: the manifest's entries, dicts with `file`, `num_images` and `bytes`.
-    Returns:
-        int64 [N, 3], see `RecordSet`.
-    Raises:
-        RecordError: naming the shard that does not fit.
-    """
-    try:
-        index = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise RecordError(path, f"the offset index cannot be read ({error})", _CONVERT) from error
-    if index.dtype != np.int64 or index.ndim != 2 or index.shape[1] != 3:
-        raise RecordError(path, f"the offset index is {index.dtype} {index.shape}, not int64 [N, 3]", _CONVERT)
-    bounds = np.searchsorted(index[:, 0], np.arange(len(shards) + 1))
-    for number, shard in enumerate(shards):
-        _check_shard(directory / shard["file"], shard, index[bounds[number] : bounds[number + 1]])
-    if len(index) != sum(shard["num_images"] for shard in shards):
-        raise RecordError(path, "the offset index names records of no shard", _CONVERT)
-    return index
-
-
-def _check_shard(path, shard, rows):
-    """Records follow one another without a gap, from the first byte of the shard to its last."""
-    if not path.is_file():
-        raise RecordError(path, "the shard is missing", _CONVERT)
-    size = path.stat().st_size
-    if size != shard["bytes"]:
-        raise RecordError(path, f"the shard has {size} bytes, the manifest says {shard['bytes']}", _CONVERT)
-    ends = rows[:, 1] + rows[:, 2] + FRAME_BYTES
-    starts = np.concatenate([[0], ends[:-1]])
-    if len(rows) != shard["num_images"] or not len(rows) or ends[-1] != size or (rows[:, 1] != starts).any():
-        raise RecordError(path, "the offset index does not fit the shard", _CONVERT)
+        raise RecordError(files.join(directory, MANIFEST), f"the manifest lacks {error}", CONVERT_AGAIN) from error
 
 
 def parse(serialized) -> dict:

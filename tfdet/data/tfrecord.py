@@ -1,7 +1,7 @@
 """TFRecord frames and tf.train.Example messages in plain Python and numpy.
 
-Importing TensorFlow costs each worker process seconds and hundreds of megabytes; writing records needs only
-these two small formats. The tests compare them byte by byte with TensorFlow's own.
+Importing TensorFlow costs each worker process seconds and hundreds of megabytes; records need only these two small
+formats. The tests compare them byte by byte with TensorFlow's own.
 """
 
 import functools
@@ -12,62 +12,55 @@ import numpy as np
 FRAME_BYTES = 16  # of a record beside its payload: length, checksum of the length; checksum of the payload
 
 # --- CRC-32C (Castagnoli, https://www.rfc-editor.org/rfc/rfc3720 appendix B.4) ------------------
-# A CRC is linear: with a register of zeros, each byte contributes on its own, by its value and its distance
-# from the end, and the contributions are XORed. So numpy looks them all up at once, in two steps that keep
-# the tables small: bytes give a register per block, and the blocks' registers give the piece's.
+# A CRC is the remainder of the message, as a polynomial over GF(2) whose first bit is the highest power, divided by
+# the polynomial below. x^(8 * 5685) + x^(8 * 1362) + x^(8 * 426) + 1 is a multiple of that (found by search; the
+# tests divide it), so a byte may be moved 4323, 5259 and 5685 bytes further back, all three XORed, and the remainder
+# stays: numpy folds whole blocks so. Squaring a polynomial over GF(2) doubles its powers, so twice, four times ...
+# these distances work, too, with larger blocks. The last 5685 bytes are divided by one parity for each bit.
 
 _POLYNOMIAL = 0x82F63B78  # bit-reversed
-_BLOCK = 256  # bytes
-_PIECE = 256 * _BLOCK  # bytes
+_POWERS = (5685, 1362, 426)  # in bytes
 
 
-def crc32c(data: bytes) -> int:
+def crc32c(data) -> int:
     """The CRC-32C of some bytes."""
-    register = 0xFFFFFFFF
-    for start in range(0, len(data), _PIECE):
-        register = _advance(register, data[start : start + _PIECE])
-    return register ^ 0xFFFFFFFF
+    message = np.zeros(len(data) + 4, np.uint8)  # the CRC is that of the message times x^32
+    message[:-4] = np.frombuffer(data, np.uint8)
+    message[:4] ^= 0xFF  # it begins with a register of ones, and ends with its complement
+    return _remainder(_fold(message)) ^ 0xFFFFFFFF
 
 
-def _advance(register: int, piece: bytes) -> int:
-    """The register after at most _PIECE bytes more. What is in it acts as if it were XORed into the next bytes."""
-    byte_table, block_table = _tables()
-    blocks = -(-len(piece) // _BLOCK)
-    octets = np.zeros(blocks * _BLOCK, np.uint8)  # zeros in front leave a register of zeros as it is
-    octets[octets.size - len(piece) :] = np.frombuffer(piece, np.uint8)
-    carried = octets[octets.size - len(piece) :][:4]
-    carried ^= np.frombuffer(register.to_bytes(4, "little"), np.uint8)[: len(carried)]
-    registers = _look_up(octets.reshape(blocks, _BLOCK), byte_table)
-    joined = _look_up(registers.astype("<u4").view(np.uint8)[None], block_table[-4 * blocks :])
-    return int(joined[0]) ^ (register >> 8 * len(piece))
+def _fold(message):
+    """uint8 [N], overwritten -> uint8 [at most _POWERS[0]] of the same remainder."""
+    scale = 1
+    while 2 * scale * _POWERS[0] < len(message):
+        scale *= 2
+    while scale:
+        first, second, third = (scale * power for power in _POWERS)
+        while len(message) > first:
+            count = min(first - second, len(message) - first)
+            for distance in (first - second, first - third, first):
+                message[distance : distance + count] ^= message[:count]
+            message = message[count:]
+        scale //= 2
+    return message
 
 
-def _look_up(octets, table):
-    """octets: uint8 [N, K], table: uint32 [K, 256] -> uint32 [N], the XOR over K of table[k, octets[:, k]]."""
-    rows = np.arange(len(table), dtype=np.uint16 if len(table) <= 256 else np.uint32) * 256
-    return np.bitwise_xor.reduce(table.reshape(-1).take(octets + rows, mode="clip"), axis=1)  # clip: no check
+def _remainder(message) -> int:
+    masked = _masks()[:, -len(message) :] & message
+    parities = np.unpackbits(np.bitwise_xor.reduce(masked, axis=1)[:, None], axis=1).sum(axis=1) & 1
+    return int(np.packbits(parities.astype(np.uint8), bitorder="little").view("<u4")[0])
 
 
 @functools.cache
-def _tables():
-    """What bytes contribute to the register at the end.
-
-    Returns:
-        uint32 [_BLOCK, 256]: byte k of a block.
-        uint32 [4 * blocks a piece, 256]: byte k of the register of each block of a piece.
-    """
-    one_byte = np.arange(256, dtype=np.uint32)
-    for _ in range(8):
-        one_byte = (one_byte >> 1) ^ (one_byte & 1) * np.uint32(_POLYNOMIAL)
-    places = [one_byte]
-    while len(places) < _BLOCK:
-        places.insert(0, one_byte[places[0] & 0xFF] ^ (places[0] >> 8))
-    byte_table = np.stack(places)
-    joins = [np.arange(256, dtype=np.uint32) << np.arange(0, 32, 8, dtype=np.uint32)[:, None]]  # the last block's
-    while len(joins) < _PIECE // _BLOCK:
-        octets = joins[0].reshape(-1, 1).astype("<u4").view(np.uint8)
-        joins.insert(0, _look_up(octets, byte_table[:4]).reshape(4, 256))
-    return byte_table, np.concatenate(joins)
+def _masks():
+    """uint8 [32, _POWERS[0]]: the bits of a message that a bit of the remainder is the parity of."""
+    register, remainders = 1 << 31, []  # of x^0, x^1 ...; bit 31 is x^0
+    for _ in range(8 * _POWERS[0]):
+        remainders.append(register)
+        register = register >> 1 ^ (register & 1) * _POLYNOMIAL
+    bits = np.array(remainders[::-1], np.uint32) >> np.arange(32, dtype=np.uint32)[:, None] & 1
+    return np.packbits(bits.astype(np.uint8), axis=1, bitorder="little")
 
 
 # --- frames -------------------------------------------------------------------------------------
@@ -75,14 +68,39 @@ def _tables():
 
 def frame(payload: bytes) -> bytes:
     """One record as it stands in a TFRecord file: length, its checksum, payload, its checksum."""
-    length = struct.pack("<Q", len(payload))
-    return b"".join((length, _masked_crc(length), payload, _masked_crc(payload)))
+    return b"".join((frame_header(len(payload)), payload, _masked_crc(payload)))
+
+
+def frame_header(length) -> bytes:
+    """What a record begins with: the length of its payload and the checksum of that."""
+    octets = struct.pack("<Q", length)
+    return octets + _masked_crc(octets)
 
 
 def _masked_crc(data):
     """TFRecord's checksum: the CRC rotated by 15 bits plus a constant (tensorflow/core/lib/hash/crc32c.h)."""
     crc = crc32c(data)
     return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
+
+
+def unframe(data, start: int, length: int):
+    """The payload of a record whose place the offset index gives.
+
+    Args:
+        data: a shard's bytes, or a memoryview of them.
+        length: of the payload, in bytes.
+    Raises:
+        ValueError: which part of the frame is damaged.
+    """
+    end = start + length + FRAME_BYTES
+    header, payload = bytes(data[start : start + 12]), data[start + 12 : end - 4]
+    if end > len(data):
+        raise ValueError("the file ends before the record does")
+    if header != frame_header(length):
+        raise ValueError("the record's length or its checksum is damaged")
+    if bytes(data[end - 4 : end]) != _masked_crc(payload):
+        raise ValueError("the record does not have its checksum")
+    return payload
 
 
 # --- tf.train.Example ---------------------------------------------------------------------------
@@ -121,3 +139,63 @@ def _varint(value) -> bytes:
         value >>= 7
     octets.append(value)
     return bytes(octets)
+
+
+def parse_example(data) -> dict:
+    """What `example` wrote, or any tf.train.Example.
+
+    Args:
+        data: bytes or a memoryview; only what is looked at is read, so a large file may be mapped into memory.
+    Returns:
+        name -> list of memoryviews, float32 [N] or int64 [N].
+    Raises:
+        ValueError: it is no such message.
+    """
+    features = {}
+    for _, entries in _fields(memoryview(data)):
+        for _, entry in _fields(entries):
+            parts = dict(_fields(entry))
+            features[bytes(parts[1]).decode()] = _values(parts.get(2, memoryview(b"")))
+    return features
+
+
+def _values(feature):
+    for kind, content in _fields(feature):
+        parts = [part for _, part in _fields(content)]
+        if kind == 1:
+            return parts
+        packed = b"".join(parts)
+        if kind == 2:
+            return np.frombuffer(packed, "<f4")
+        return np.array(list(_varints(packed)), np.uint64).astype(np.int64)
+    return []
+
+
+def _fields(message):
+    """(number, content) of the length-delimited fields of a message; this schema has no others."""
+    at = 0
+    while at < len(message):
+        tag, at = _read_varint(message, at)
+        length, at = _read_varint(message, at)
+        if tag & 7 != 2 or at + length > len(message):
+            raise ValueError("the record holds no tf.train.Example")
+        yield tag >> 3, message[at : at + length]
+        at += length
+
+
+def _varints(packed):
+    at = 0
+    while at < len(packed):
+        value, at = _read_varint(packed, at)
+        yield value
+
+
+def _read_varint(data, at):
+    value = shift = 0
+    while at < len(data) and shift < 64:
+        octet = data[at]
+        value |= (octet & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if octet < 0x80:
+            return value, at
+    raise ValueError("the record holds no tf.train.Example")

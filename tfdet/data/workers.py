@@ -10,13 +10,14 @@ import multiprocessing
 import os
 import signal
 import threading
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from collections import deque
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
 from tfdet.data.errors import DataError
 
 
-def run_jobs(function, jobs, workers, where, progress=None) -> list:
+def run_jobs(function, jobs, workers, where, progress=None, follow=None) -> list:
     """What `function(job, tick)` returns for each job, in their order.
 
     Args:
@@ -24,47 +25,61 @@ def run_jobs(function, jobs, workers, where, progress=None) -> list:
         workers: processes; 1 does everything in this one.
         where: what an error names.
         progress: called with (images done, images in all).
+        follow: called here with (job, its result) when a job is done, in any order. It may return a function
+            without arguments, such as a functools.partial, which a worker then runs before any job that waits.
     Raises:
         DataError: a worker process died.
     """
     total = sum(len(job.listings) for job in jobs)
     progress = progress or (lambda done, total: None)
+    follow = follow or (lambda job, result: None)
     workers = min(workers, len(jobs))
     if workers > 1:
-        return _run_in_processes(function, jobs, workers, where, progress, total)
-    done = itertools.count(1)
-    return [function(job, lambda: progress(next(done), total)) for job in jobs]
+        return _run_in_processes(function, jobs, workers, where, progress, follow, total)
+    done, results = itertools.count(1), []
+    for job in jobs:
+        results.append(function(job, lambda: progress(next(done), total)))
+        more = follow(job, results[-1])
+        if more:
+            more()
+    return results
 
 
-def _run_in_processes(function, jobs, workers, where, progress, total) -> list:
+def _run_in_processes(function, jobs, workers, where, progress, follow, total) -> list:
     context = multiprocessing.get_context("spawn")  # a fork would inherit the threads and locks of the caller
-    done = context.Value("q", 0)
-    with ProcessPoolExecutor(workers, context, _start_worker, (done,)) as pool:
-        futures = []
+    done, stop = context.Value("q", 0), context.Value("b", 0, lock=False)
+    waiting, running, results = deque(enumerate(jobs)), {}, [None] * len(jobs)
+    with ProcessPoolExecutor(workers, context, _start_worker, (done, stop)) as pool:
         try:
-            for job in jobs:
-                futures.append(pool.submit(_run_in_worker, function, job))
-            pending = futures
-            while pending:
-                finished, pending = wait(pending, timeout=0.1, return_when=FIRST_EXCEPTION)
+            while waiting or running:
+                while waiting and len(running) < 2 * workers:  # few, so that memory does not grow with the jobs
+                    number, job = waiting.popleft()
+                    call = (job,) if number is None else (_run_in_worker, function, job)
+                    running[pool.submit(*call)] = number
+                finished, _ = wait(running, timeout=0.1, return_when=FIRST_COMPLETED)
                 progress(done.value, total)
                 for future in finished:
-                    future.result()
-            return [future.result() for future in futures]
+                    number, result = running.pop(future), future.result()
+                    if number is not None:
+                        results[number] = result
+                        more = follow(jobs[number], result)
+                        waiting.extendleft([(None, more)] if more else [])
+            return results
         except BrokenProcessPool as error:
             advice = "it may have run out of memory: take fewer --workers"
             raise DataError(where, "a worker process died", advice) from error
         finally:
-            for future in futures:  # after an error or Ctrl-C nothing new is begun
+            stop.value = 1  # after an error or Ctrl-C the workers end between two images
+            for future in running:
                 future.cancel()
 
 
-_done = None  # in a worker: the number of images done by all workers
+_done = _stop = None  # in a worker: the number of images done by all workers; whether to end
 
 
-def _start_worker(done):
-    global _done
-    _done = done
+def _start_worker(done, stop):
+    global _done, _stop
+    _done, _stop = done, stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, which ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -79,5 +94,7 @@ def _run_in_worker(function, job):
 
 
 def _count_one():
+    if _stop.value:
+        raise InterruptedError("the conversion was stopped")
     with _done.get_lock():
         _done.value += 1
