@@ -1,6 +1,8 @@
 """Evaluation with a detector that answers what the test wants: order, filling, ignored boxes, letterbox, the tool."""
 
+import contextlib
 import importlib.util
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +12,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import yolo_twin
+from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from tfdet import configs, detectors, metrics, nms, schema
 from tfdet import evaluate as evaluation
 from tfdet.boxes import letterbox_window, to_window
 from tfdet.config import NMS_METHODS, Config, ConfigError, DataConfig, NmsConfig, SsdConfig, YoloConfig, to_json
 from tfdet.data import pipeline
+from tfdet.data.formats import results
+from tfdet.data.images import ImageOptions
 from tfdet.data.records import open_split
 from tfdet.detectors import postprocess, runs
 
@@ -121,8 +128,6 @@ def test_a_difficult_box_is_ignored_for_its_class_alone():
 
 def test_the_pipeline_hands_annotations_through_untouched(tmp_path):
     """A box of less than a pixel at the network's size, and a difficult one: both are in the truth."""
-    from PIL import Image
-
     from tfdet.data.annotations import Listing
     from tfdet.data.convert import convert
     from tfdet.data.formats.common import make_listing
@@ -227,9 +232,59 @@ def test_the_tool_prints_json_and_writes_its_files(tool, trained, tmp_path, caps
     assert again["map50"] == pytest.approx(figures["map50"], abs=1e-6)
 
 
+def test_coco_files_give_the_same_figures(scene, rng):
+    """What is written is loaded by pycocotools, and gives what the evaluation gave."""
+    boxes, labels, sizes = scene
+    answers = np.clip(boxes + rng.normal(0, 0.03, boxes.shape), 0, 1)
+    out = run(Parrot(answers, one_hot(labels)), batches(boxes, labels, sizes, difficult=labels == 1))
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO()
+        truth.dataset = json.loads(json.dumps(evaluation.coco_truth(out["detections"], NAMES)))
+        truth.createIndex()
+        found = truth.loadRes(json.loads(json.dumps(evaluation.coco_results(out["detections"]))))
+        again = COCOeval(truth, found, "bbox")
+        again.evaluate()
+        again.accumulate()
+        again.summarize()
+    assert again.stats[0] == pytest.approx(out["coco_ap"], abs=1e-6)
+    assert [image["file_name"] for image in truth.dataset["images"]] == [f"image {i}" for i in range(5)]
+
+
+def test_coco_ids_are_numbers_where_the_names_are():
+    assert results.coco_image_ids(["000000000139.jpg", "val/285.jpg"]) == [139, 285]
+    for names in (["a1.jpg", "2.jpg"], ["1.jpg", "001.png"], ["²"]):
+        assert results.coco_image_ids(names) == names
+
+
+def test_the_tool_writes_plots(tool, trained, tmp_path, capsys):
+    run, records = trained
+    plots = tmp_path / "deep" / "plots"
+    arguments = ["--plots", str(plots), "--min-score", "0.001", "--nms", "matrix"]
+    truth = ["--coco-truth", str(tmp_path / "truth.json")]
+    assert tool.main(["--run", str(run), "--data", str(records), *arguments, *truth]) == 0
+    paths = json.loads(capsys.readouterr().out.splitlines()[-1])["plots"]
+    for name in ("precision_recall", "confusion", "mistakes"):
+        assert paths[name] == str(plots / f"{name}.png")
+        with Image.open(plots / f"{name}.png") as picture:
+            assert min(picture.size) > 200
+            assert picture.convert("L").getextrema()[0] < 100  # something is drawn
+    assert len(json.loads((tmp_path / "truth.json").read_text())["images"]) == 5
+
+
+@pytest.mark.parametrize("store", ["jpeg", "raw"])
+def test_the_photo_of_a_record(tmp_path, store):
+    record_set = datasets.make_records(tmp_path, 5, shards=2, options=ImageOptions(store=store))
+    for number, batch in enumerate(pipeline.eval_dataset(record_set, Config()).unbatch().take(5)):
+        photo = evaluation.read_photo(record_set, number)
+        assert photo.size == tuple(batch[schema.IMAGE_SIZE].numpy()[::-1])
+        small = tf.image.resize(np.asarray(photo, np.float32), (300, 300))
+        assert np.abs(small - tf.cast(batch[schema.IMAGE], tf.float32)).mean() < 3
+
+
 @pytest.mark.parametrize(
     "change, text",
     [
+        (["--min-score", "1"], "--min-score is 1.0; it lies in [0, 1)"),
         (["--run", "nowhere"], "nowhere: no such folder; give the --run folder of tools/train.py"),
         (["--split", "test"], "there is no split 'test'; choose one of"),
         (["--batch-size", "0"], "--batch-size is 0; it must be positive"),

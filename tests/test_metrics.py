@@ -191,3 +191,53 @@ def test_the_order_of_images_does_not_matter(rng):
     mixed = metrics.Detections(found.image[d], found.label[d], found.boxes[d], found.scores[d])
     np.testing.assert_array_equal(metrics.voc_ap(truth, found, 3), metrics.voc_ap(mixed_truth, mixed, 3))
     assert metrics.coco_ap(truth, found, 3)["ap"] == metrics.coco_ap(mixed_truth, mixed, 3)["ap"]
+
+
+# --- mistakes -----------------------------------------------------------------------------------
+
+
+def test_confusion_by_hand():
+    """Image 0: a box of class 0 found as 1 and, worse placed, as 0; a difficult one of class 1 found as 1 and as 0.
+    Image 1: a box of class 1 missed, since what overlaps it scores too little."""
+    truth = truth_of([(0, 0, BOX, False), (0, 1, FAR, True), (1, 1, BOX, False)])
+    found = detections_of(
+        [(0, 1, BOX, 0.6), (0, 0, [10, 10, 50, 45], 0.9), (0, 1, FAR, 0.7), (0, 0, FAR, 0.8), (1, 1, BOX, 0.5)]
+    )
+    want = [[0, 1, 0], [0, 0, 1], [2, 0, 0]]
+    np.testing.assert_array_equal(metrics.confusion(truth, found, 2, min_score=0.5), want)
+    want = [[0, 1, 0], [0, 1, 0], [2, 0, 0]]
+    np.testing.assert_array_equal(metrics.confusion(truth, found, 2, min_score=0.4), want)
+    np.testing.assert_array_equal(metrics.confusion(truth, found, 2, min_score=0.95), [[0, 0, 1], [0, 0, 1], [0, 0, 0]])
+    assert not metrics.confusion(truth_of([]), detections_of([]), 2).any()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_confusion_counts_every_box_and_every_detection_once(seed):
+    truth, found = random_case(np.random.default_rng(seed), crowded=0.0)
+    counts = metrics.confusion(truth, found, 3, min_score=0.25)
+    np.testing.assert_array_equal(counts[:-1].sum(1), np.bincount(truth.label, minlength=3))
+    np.testing.assert_array_equal(counts[:, :-1].sum(0), np.bincount(found.label[found.scores > 0.25], minlength=3))
+
+
+def test_wrong_detections_and_why():
+    truth = truth_of([(0, 0, BOX, False), (0, 1, FAR, False), (1, 0, BOX, True)])
+    third = [10, 10, 50, 23]  # 13 of 40 pixels high: IoU 0.325
+    rows = [(0, 0, BOX, 0.9), (0, 0, BOX, 0.8), (0, 0, FAR, 0.7), (0, 0, third, 0.6), (1, 1, FAR, 0.5), (1, 0, BOX, 1)]
+    wrong = metrics.wrong_detections(truth, detections_of(rows), ("cat", "dog"), count=10)
+    assert [(m.image, m.label, m.score, m.reason) for m in wrong] == [
+        (0, 0, 0.8, "again"), (0, 0, 0.7, "is dog"), (0, 0, 0.6, "IoU 0.33"), (1, 1, 0.5, "nothing there"),
+    ]  # fmt: skip
+    assert [m.score for m in metrics.wrong_detections(truth, detections_of(rows), ("cat", "dog"), count=1)] == [0.8]
+
+
+def test_misses_the_worst_first():
+    """Not found at all, the larger first; then found with 0.2; not the difficult one, nor what was found with 0.7."""
+    truth = truth_of(
+        [(0, 0, BOX, False), (0, 0, FAR, True), (1, 0, FAR, False), (2, 0, BOX, False), (3, 1, BOX, False)]
+    )
+    found = detections_of([(0, 0, BOX, 0.2), (2, 0, BOX, 0.7), (3, 0, BOX, 0.9)])
+    missed = metrics.misses(truth, found, 2, count=10, min_score=0.5)
+    assert [(m.image, m.reason) for m in missed] == [(3, "not found"), (1, "not found"), (0, "found with 0.20")]
+    assert [m.image for m in metrics.misses(truth, found, 2, count=1)] == [3]
+    assert np.isnan(missed[0].score)
+    assert missed[2].score == 0.2

@@ -21,6 +21,7 @@ PUBLIC = {
     "tfdet.data.embedded": "file_size is_embedded name read_bytes",
     "tfdet.data.errors": "AnnotationError DataError ImageError RecordError",
     "tfdet.data.formats": "FORMATS Source read read_class_names recognise",
+    "tfdet.data.formats.results": "coco_box coco_image_ids coco_results whole_pixels",
     "tfdet.data.images": "EncodedImage ImageError ImageOptions STORES displayed_frame displayed_size read_image",
     "tfdet.data.pipeline": "eval_dataset find_faults image_dataset ladder steps_per_epoch train_dataset",
     "tfdet.data.records": "RecordError RecordSet open_split parse read_index",
@@ -33,7 +34,9 @@ PUBLIC = {
     "tfdet.detectors.ssd": "Ssd detection_rows",
     "tfdet.detectors.yolo": "Yolo",
     "tfdet.draw": "class_colour draw_boxes",
-    "tfdet.evaluate": "coco_results collect evaluate summarise",
+    "tfdet.draw.charts": "save_confusion save_precision_recall",
+    "tfdet.draw.sheet": "Cell contact_sheet",
+    "tfdet.evaluate": "coco_results coco_truth collect evaluate read_photo save_plots summarise",
     "tfdet.metrics": "COCO_FIGURES Curve Detections GroundTruth Mistake coco_ap confusion curve_ap mean_ap misses "
     "voc_ap voc_curves wrong_detections",
     "tfdet.models.darknet": "build",
@@ -43,13 +46,19 @@ PUBLIC = {
     "tfdet.models.ssd_vgg": "build",
     "tfdet.models.weights": "Audit WeightsError load_by_name",
     "tfdet.nms": "non_max_suppression",
+    "tfdet.pictures": "Samples",
     "tfdet.predict": "Prediction Predictor find_images load",
     "tfdet.schema": "record_features",
     "tfdet.timing": "Rate compare measure peak_rss_mb",
+    "tfdet.train.averages": "MovingAverages WeightAverages",
     "tfdet.train.devices": "choose_strategy describe describe_gpus",
+    "tfdet.train.guard": "describe_dump image_ids read_dump write_dump",
     "tfdet.train.loop": "TrainingError fit",
-    "tfdet.train.setup": "build_model enable_determinism freeze new_model synchronise_batch_norm",
-    "tfdet.train.step": "distribute make_eval_step make_train_step require_even_split",
+    "tfdet.train.optimizers": "build_optimizer counters create_slots inner l2 make_averages rate_of",
+    "tfdet.train.setup": "build_model enable_determinism find_layers freeze new_model require_possible "
+    "synchronise_batch_norm",
+    "tfdet.train.signals": "Requested Requests Terminated",
+    "tfdet.train.step": "distribute fill make_eval_step make_train_step require_even_split",
 }
 
 
