@@ -94,7 +94,7 @@ MISTAKES = {
     "no records": (["--data", "{tmp}"], "there is no manifest.json"),
     "too many GPUs": (["--gpus", "64"], "64 GPUs asked for, but this machine has"),
     "no such field": (["--set", "train.speed=1"], "no field 'train.speed'"),
-    "no such value": (["--set", "train.optimizer=newton"], "choose one of adam, sgd, adamw"),
+    "no such value": (["--set", "train.optimizer=newton"], "choose one of adam, adamw, sgd, sgdw"),
     "uneven": (["--replicas", "2", "--batch-size", "5"], "which 2 replicas cannot share evenly; take 4"),
     "run exists": (["--run", "{run}"], "already holds a run at step"),
     "no weights": (["--weights", "{tmp}/none.h5"], "none.h5: cannot be read"),

@@ -19,14 +19,15 @@ quiet.import_tensorflow()
 
 import tensorflow as tf
 
-from tfdet import configs, detectors
+from tfdet import addons, configs, detectors
 from tfdet.config import ConfigError, from_json, override
 from tfdet.data import pipeline
 from tfdet.data.errors import DataError, RecordError
 from tfdet.data.records import open_split
 from tfdet.evaluate import evaluate
 from tfdet.models.weights import WeightsError, load_by_name
-from tfdet.train import checkpoints, devices, loop, setup
+from tfdet.pictures import Samples
+from tfdet.train import checkpoints, devices, loop, optimizers, setup, signals
 
 DEFAULT_PRESET = "ssd300_mobilenetv2"
 
@@ -38,18 +39,36 @@ examples:
   python tools/train.py --data tfrecords/mine --preset yolov3_416 --gpus 4 --batch-size 64
   # go on where a run stopped; the same command starts it where nothing is there yet
   python tools/train.py --data tfrecords/mine --run runs/mine --resume
+  # on a machine that may be taken away: a checkpoint every 10 minutes, and one at SIGTERM, which ends it with code 0
+  python tools/train.py --data tfrecords/mine --run runs/mine --resume --checkpoint-minutes 10
+  # a batch of 64 in 4 parts where memory holds 16; averaged weights; decoupled weight decay, warm-up and cosine
+  python tools/train.py --data tfrecords/mine --batch-size 64 --accumulate 4 --ema-decay 0.999 \\
+      --set train.optimizer=adamw --set train.weight_decay=5e-4 --set train.warmup_steps=500 --set train.schedule=cosine
+  # two machines, the same command on each, with its own "index" (0 writes the results, --run is a shared folder)
+  TF_CONFIG='{"cluster": {"worker": ["a:2222", "b:2222"]}, "task": {"type": "worker", "index": 0}}' \\
+      python tools/train.py --data tfrecords/mine --run runs/mine --strategy multiworker
   # any field of the config, as often as needed
   python tools/train.py --data tfrecords/mine --set train.optimizer=sgd --set augment.vertical_flip=0
 
 The run folder gets config.json, weights.h5 (the last), best.h5 (the best on the val split), checkpoints/,
-history.csv and logs/ for TensorBoard. A mistake in the input ends with exit code 2 and one line that says what
-to do. The last line on standard output is one JSON object.
+history.csv, logs/ for TensorBoard, and nan/ with the batch of a loss that was not finite. Ctrl-C and SIGTERM end a
+run after the step that runs, with a checkpoint. A mistake in the input ends with exit code 2 and one line that says
+what to do. The last line on standard output is one JSON object.
 """
+
+
+def epilog(arguments):
+    """The examples; on the help page also what tensorflow-addons gives here, which takes seconds to find out."""
+    asked = {"-h", "--help"} & set(sys.argv[1:] if arguments is None else arguments)
+    if not asked or not addons.available():
+        return EPILOG
+    names = "\n".join(f"  --set {field:32} {name}" for field, name in optimizers.FROM_ADDONS.items())
+    return f"{EPILOG}\nfrom tensorflow-addons, which is installed here:\n{names}\n"
 
 
 def parse_arguments(arguments=None):
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, epilog=epilog(arguments), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="what tools/make_tfrecords.py wrote")
     parser.add_argument("--preset", choices=configs.PRESETS, help=f"detector and settings (default: {DEFAULT_PRESET})")
@@ -63,6 +82,15 @@ def parse_arguments(arguments=None):
     chosen.add_argument(
         "--replicas", type=int, default=0, metavar="N", help="no GPUs, but N logical CPU devices: to try what N do"
     )
+    group.add_argument(
+        "--strategy", choices=("local", "multiworker"), default="local",
+        help="multiworker: one process a machine, as the environment variable TF_CONFIG says (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument("--precision", choices=("float32", "mixed_float16", "mixed_bfloat16"))
+    group.add_argument("--xla", action="store_true", default=None, help="compile the forward and backward pass")
+    group.add_argument("--sync-batch-norm", action="store_true", default=None,
+                       help="batch normalisation over all replicas' images")  # fmt: skip
+    group.add_argument("--deterministic", action="store_true", help="the same bits in every run; slower on GPUs")
 
     group = parser.add_argument_group("training (defaults: those of the preset)")
     group.add_argument("--epochs", type=int, metavar="N", help="passes over the training images, in all")
@@ -70,19 +98,25 @@ def parse_arguments(arguments=None):
     group.add_argument("--max-minutes", type=float, metavar="M", help="end in order after M minutes, whatever is left")
     group.add_argument("--batch-size", type=int, metavar="N", help="images a step, over all devices")
     group.add_argument("--learning-rate", type=float, metavar="R")
-    group.add_argument("--precision", choices=("float32", "mixed_float16", "mixed_bfloat16"))
+    group.add_argument("--accumulate", type=int, metavar="K",
+                       help="take a batch in K parts, one after the other, where memory holds no more")  # fmt: skip
+    group.add_argument("--ema-decay", type=float, metavar="D",
+                       help="evaluate and save a moving average of the weights, e.g. 0.999")  # fmt: skip
+    group.add_argument("--on-nan", choices=("stop", "skip"),
+                       help="a loss that is not finite ends the run, or its update is left out")  # fmt: skip
     group.add_argument("--seed", type=int, help="of the first weights, the order of the images and their changes")
     group.add_argument(
         "--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="any field of the config"
     )
     group.add_argument("--weights", type=Path, metavar="FILE", help="Keras .h5 to start from, layers taken by name")
-    group.add_argument("--deterministic", action="store_true", help="the same bits in every run; slower on GPUs")
 
     group = parser.add_argument_group("the run")
     group.add_argument(
         "--resume", action="store_true", help="go on from the newest checkpoint in --run, if there is one"
     )
     group.add_argument("--checkpoint-every", type=int, default=0, metavar="N", help="steps; also after every epoch")
+    group.add_argument("--checkpoint-minutes", type=float, default=0.0, metavar="M", help="minutes, besides")
+    group.add_argument("--keep-checkpoints", type=int, metavar="K", help="the newest K stay (default: of the preset)")
     group.add_argument(
         "--eval-every", type=int, default=1, metavar="N",
         help="epochs between mAP on the val split, 0: at the end only (default: %(default)s)",
@@ -102,7 +136,10 @@ def make_config(options, class_names):
     if resuming and config.class_names != class_names:
         was, now = ", ".join(config.class_names), ", ".join(class_names)
         raise ConfigError(f"{options.run} was trained for the classes {was}; {options.data} has {now}")
-    names = ("epochs", "steps_per_epoch", "max_minutes", "batch_size", "learning_rate", "precision", "seed")
+    names = (
+        "epochs", "steps_per_epoch", "max_minutes", "batch_size", "learning_rate", "precision", "xla",
+        "sync_batch_norm", "accumulate", "ema_decay", "on_nan", "keep_checkpoints", "seed",
+    )  # fmt: skip
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     config = replace(config, class_names=class_names, train=replace(config.train, **given))
     if options.seed is not None:
@@ -155,7 +192,7 @@ def describe(options, config, records, val, strategy, model):
 
 def train(options) -> dict:
     """The whole job; returns what the last line of output says."""
-    strategy = devices.choose_strategy(options.gpus, options.replicas)
+    strategy = devices.choose_strategy(options.gpus, options.replicas, options.strategy == "multiworker")
     if options.deterministic:
         setup.enable_determinism()
     checkpoints.require_new_or_resume(options.run, options.resume)
@@ -169,13 +206,14 @@ def train(options) -> dict:
     if val:
         batches = pipeline.eval_dataset(val, config, detector.encode)
         measure["validation"] = batches
+        measure["pictures"] = Samples(batches, detector, config).draw
         measure["evaluate"] = lambda model: evaluate(model, detector, batches, config, config.class_names)
     with faults_named(records, val):
         summary = loop.fit(
             model, detector, partial(pipeline.train_dataset, records, config, detector.encode), config, options.run,
             steps_per_epoch=config.train.steps_per_epoch or pipeline.steps_per_epoch(records, config.train.batch_size),
-            evaluate_every=options.eval_every, resume=options.resume, checkpoint_every=options.checkpoint_every,
-            **measure,
+            evaluate_every=options.eval_every, resume=options.resume,
+            checkpoint_every=options.checkpoint_every, checkpoint_minutes=options.checkpoint_minutes, **measure,
         )  # fmt: skip
     return {**summary, "run": str(options.run)}
 
@@ -214,6 +252,9 @@ def main(arguments=None) -> int:
     except (ConfigError, DataError, WeightsError, loop.TrainingError, OSError) as error:
         print(f"train: {error}", file=sys.stderr)
         return 2
+    except signals.Terminated as end:
+        print(f"train: terminated; --run {options.run} --resume goes on from here", file=sys.stderr)
+        summary = {"steps": end.step, "run": str(options.run), "terminated": True}
     except KeyboardInterrupt:
         print(f"train: interrupted; --run {options.run} --resume goes on from here", file=sys.stderr)
         return 130

@@ -1,4 +1,4 @@
-"""Which devices train: the first N GPUs, the CPU, or several logical CPU devices that stand for GPUs."""
+"""Which devices train: the first N GPUs, the CPU, CPU devices that stand for GPUs, or those of many machines."""
 
 import contextlib
 import os
@@ -8,15 +8,18 @@ import tensorflow as tf
 from tfdet.config import ConfigError
 
 
-def choose_strategy(gpus=None, replicas=0):
+def choose_strategy(gpus=None, replicas=0, multiworker=False):
     """The `tf.distribute.Strategy` for this machine. Call it before anything else uses TensorFlow.
 
     Args:
         gpus: int, train on the first `gpus` GPUs; 0: on the CPU; None: all GPUs there are, else the CPU.
         replicas: int, when positive, train on this many logical CPU devices instead. Not faster, but the
             same MirroredStrategy as on that many GPUs.
+        multiworker: one process a machine, all started with the same command and TF_CONFIG in the environment; waits
+            for the others.
     Raises:
-        ConfigError: more GPUs are asked for than there are, or it is too late to split the CPU.
+        ConfigError: more GPUs are asked for than there are, it is too late to split the CPU, or TF_CONFIG says
+            nothing about the workers.
     """
     if replicas and gpus:
         raise ConfigError("choose GPUs or CPU replicas, not both")
@@ -27,6 +30,8 @@ def choose_strategy(gpus=None, replicas=0):
         raise ConfigError(f"{replicas} replicas asked for; it takes at least 1")
     gpus = 0 if replicas else len(found) if gpus is None else gpus
     _show_only(found[:gpus])
+    if multiworker:
+        return _many_workers(replicas)
     if replicas:
         return _cpu_replicas(replicas)
     if gpus == 0:
@@ -54,7 +59,9 @@ def describe(strategy) -> str:
         devices = [device.split("device:")[-1] for device in strategy.extended.worker_devices]
     except RuntimeError:  # the default strategy does not say
         devices = ["GPU:0" if _visible_gpus() else "CPU:0"]
-    return f"{count} replica{'s' if count > 1 else ''} on {', '.join(devices)}"
+    workers = getattr(strategy.extended, "_num_workers", 1)
+    where = f" of this process, one of {workers}" if workers > 1 else ""
+    return f"{count} replica{'s' if count > 1 else ''} on {', '.join(devices)}{where}"
 
 
 def _visible_gpus():
@@ -68,7 +75,30 @@ def _show_only(gpus):
             tf.config.set_visible_devices(gpus, "GPU")
 
 
+def _many_workers(replicas):
+    """The strategy over all processes that TF_CONFIG names; each trains on its visible GPUs, or on its CPU."""
+    example = '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}'
+    try:
+        resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+        workers = resolver.cluster_spec().as_dict().get("worker", [])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigError(f"TF_CONFIG in the environment is damaged ({error}); it looks like {example}") from error
+    if not workers:
+        raise ConfigError(f"several workers need TF_CONFIG in the environment, e.g. {example}")
+    if replicas:
+        _split_cpu(replicas)
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
+    except RuntimeError as error:
+        raise ConfigError(f"workers have to be chosen before TensorFlow starts: {error}") from error
+
+
 def _cpu_replicas(count):
+    _split_cpu(count)
+    return tf.distribute.MirroredStrategy([f"/CPU:{number}" for number in range(count)], cross_device_ops=_SumOnCpu())
+
+
+def _split_cpu(count):
     cpu = tf.config.list_physical_devices("CPU")[0]
     try:
         if len(tf.config.get_logical_device_configuration(cpu) or ()) < count:
@@ -77,7 +107,6 @@ def _cpu_replicas(count):
         raise ConfigError(
             f"{count} CPU replicas asked for after TensorFlow has started with fewer; choose the devices first"
         ) from error
-    return tf.distribute.MirroredStrategy([f"/CPU:{number}" for number in range(count)], cross_device_ops=_SumOnCpu())
 
 
 class _SumOnCpu(tf.distribute.ReductionToOneDevice):
