@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tfdet.data.errors import AnnotationError
-from tfdet.data.images import displayed_frame
+from tfdet.data.images import read_header
 
 __all__ = [
     "FRAMES", "KINDS", "NOTES", "Annotation", "AnnotationError", "Listing", "Problem",
@@ -235,7 +235,8 @@ def read_annotations(listings) -> tuple[list[Annotation], list[Problem]]:
     Raises:
         ImageError: an image is missing or cannot be read.
     """
-    checked = [to_annotation(listing, *displayed_frame(listing.image_path)) for listing in listings]
+    headers = ((listing, read_header(listing.image_path)) for listing in listings)
+    checked = [to_annotation(listing, header.source_size, header.orientation) for listing, header in headers]
     return [annotation for annotation, _, _ in checked], [p for _, problems, _ in checked for p in problems]
 
 

@@ -14,7 +14,16 @@ from PIL import Image
 from tfdet.data import embedded
 from tfdet.data.errors import ImageError
 
-__all__ = ["STORES", "EncodedImage", "ImageError", "ImageOptions", "displayed_frame", "displayed_size", "read_image"]
+__all__ = [
+    "STORES",
+    "EncodedImage",
+    "ImageError",
+    "ImageOptions",
+    "displayed_size",
+    "read_header",
+    "read_image",
+    "read_thumbnail",
+]
 
 STORES = ("jpeg", "raw")
 MOST_PIXELS = 178_956_970  # Pillow opens nothing larger
@@ -86,16 +95,17 @@ def displayed_size(path) -> tuple[int, int]:
     Raises:
         ImageError: no such file, or no image.
     """
-    return displayed_frame(path)[0]
+    return read_header(path).source_size
 
 
-def displayed_frame(path) -> tuple[tuple[int, int], int]:
-    """`displayed_size`, and the EXIF orientation (1 to 8) that leads to it."""
+def read_header(path) -> EncodedImage:
+    """What `read_image` would tell of an image file, but no pixels: from the header alone, unchecked beyond it."""
     with _explained(path):
         file = io.BytesIO(embedded.read_bytes(path)) if embedded.is_embedded(path) else open(path, "rb")  # noqa: SIM115
     with file:
         image = _open(path, file)
-        return _displayed_size(image), _orientation(image)
+        size, orientation = _displayed_size(image), _orientation(image)
+        return EncodedImage(b"", *size, "jpeg", None, size, image.format, orientation)
 
 
 def read_image(path, options: ImageOptions = _DEFAULT_OPTIONS) -> EncodedImage:
@@ -137,6 +147,17 @@ def read_image(path, options: ImageOptions = _DEFAULT_OPTIONS) -> EncodedImage:
     pixels = _upright_rgb(path, image, target)
     encoded = pixels.tobytes() if options.store == "raw" else _to_jpeg(path, pixels, options.quality)
     return EncodedImage(encoded, *target, options.store, change, size, image.format, orientation)
+
+
+def read_thumbnail(path, side: int, max_pixels: int = ImageOptions.max_pixels) -> Image.Image:
+    """A small picture, upright and in RGB, its longer side at most `side` pixels; raises as `read_image` does."""
+    with _explained(path):
+        image = _open(path, io.BytesIO(embedded.read_bytes(path)))
+    if image.width * image.height > max_pixels:
+        raise _too_large(path, f"the image has {image.width} x {image.height} pixels, more than {max_pixels}")
+    size = _shrunk_size(_displayed_size(image), side)
+    image.draft("RGB", (side, side))  # a JPEG is decoded at about this size
+    return _upright_rgb(path, image, size)
 
 
 # --- reading ------------------------------------------------------------------------------------

@@ -75,7 +75,8 @@ def read(path, images, class_names, allow_outside) -> Source:
             continue
         good = np.array([label is not None for label in classes], bool)
         rows = np.column_stack([record.boxes[good], [label for label in classes if label is not None]])
-        common = {"in_pixels": False, "difficult": record.difficult[good], "stated_size": record.size}
+        size = None if images else record.size  # records may hold smaller copies
+        common = {"in_pixels": False, "difficult": record.difficult[good], "stated_size": size}
         listings.append(make_listing(record.where, image, record.image_id, rows, np.flatnonzero(good) + 1, **common))
     return Source("records", class_names, listings, problems)
 
