@@ -1,8 +1,9 @@
 """Which ground truth each prior learns: SSD's bipartite rule and the per-box rule of rykov8's BBoxUtility.
 
-Whole batches at once, static shapes, made for XLA: the overlaps [B, M, A] are never stored but fused into the
-maxima taken over them. A maximum is needed together with its place, and XLA's argmax is slow on a CPU; so the
-two travel in one int64, a "bid". The larger bid has the larger value or, for equal values, the earlier place.
+Static shapes, made for XLA. All overlaps of a batch, [B, M, A], would go to main memory and back for each maximum
+taken over them; those of a few boxes of one image at a time stay in the cache. A maximum is needed together with
+its place, and XLA's argmax is slow on a CPU; so the two travel in one int64, a "bid". The larger bid has the
+larger value or, for equal values, the earlier place.
 """
 
 import tensorflow as tf
@@ -15,7 +16,7 @@ from tfdet import schema
 MIN_SIDE, MAX_SIDE = 1e-6, 1e6
 
 _IGNORE_BID = 1e-37  # the value bid for an ignore box: more than nothing, less than any overlap with an object
-_BLOCK = 128  # priors that are searched together
+_TOGETHER = 32  # boxes of an image whose overlaps are held at once: 1.1 MB with 8,732 priors
 
 
 def is_matchable(boxes):
@@ -67,9 +68,7 @@ def match(boxes, labels, priors, *, rule="bipartite", threshold=0.5):
     usable = is_matchable(boxes) & (labels != schema.BACKGROUND)
     boxes = tf.where(usable[..., None], boxes, 0.0)  # an empty box overlaps nothing
     objects = tf.where((labels != schema.IGNORE)[..., None], boxes, 0.0)
-    bids = tf.reduce_max(_offers(boxes, labels == schema.IGNORE, priors, rule, threshold), 1)
-    # a small object has nearly the same IoU with many priors; old runs told them apart in float64
-    best, prior = _best_prior(objects, priors, tf.float64 if rule == "per_box" else tf.float32)
+    bids, best, prior = _search(boxes, labels == schema.IGNORE, priors, rule, threshold)
     if rule == "per_box":
         forced, _ = _reserve(tf.where(best <= threshold, best, 0.0), prior, priors)
         bids = tf.maximum(bids, forced[:, :-1])
@@ -79,12 +78,47 @@ def match(boxes, labels, priors, *, rule="bipartite", threshold=0.5):
     return tf.where(_value(bids) > 0.0, _place(bids, tf.shape(boxes)[1]), -1)
 
 
-def _offers(boxes, ignore, priors, rule, threshold):
-    """What each box bids for each prior beyond the threshold: int64 [B, M, A]."""
-    overlap = _overlap(boxes, priors, ignore)
+def _search(boxes, ignore, priors, rule, threshold):
+    """What both rules start from.
+
+    Returns:
+        the highest bid for each prior among those beyond the threshold, int64 [B, A];
+        the largest IoU of each object, float32 [B, M], 0 for ignore boxes, and the first prior it has it with, int32.
+    """
+    batch, count = tf.shape(boxes)[0], tf.shape(boxes)[1]
+    together = tf.minimum(count, _TOGETHER)
+    parts = -(-count // together)
+    spare = [[0, 0], [0, parts * together - count]]
+    split = lambda x, *dims: tf.reshape(x, [batch * parts, together, *dims])  # noqa: E731
+    place = split(tf.broadcast_to(tf.range(parts * together), [batch, parts * together]))
+
+    def search_part(part):
+        boxes, ignore, place = part
+        overlap = _overlap(boxes, priors, ignore)
+        offers = tf.reduce_max(_offers(overlap, ignore[:, None], place[:, None], count, rule, threshold), 0)
+        # a small object has nearly the same IoU with many priors; old runs told them apart in float64
+        exact = _overlap(tf.cast(boxes, tf.float64), priors) if rule == "per_box" else overlap
+        best, prior = _first_best(exact)
+        return offers, tf.where(ignore, 0.0, tf.cast(best, tf.float32)), prior
+
+    inputs = split(tf.pad(boxes, [*spare, [0, 0]]), 4), split(tf.pad(ignore, spare)), place
+    offers, best, prior = tf.map_fn(search_part, inputs, fn_output_signature=(tf.int64, tf.float32, tf.int32))
+    offers = tf.reduce_max(tf.reshape(offers, [batch, parts, tf.shape(priors)[0]]), 1)
+    return offers, tf.reshape(best, [batch, -1])[:, :count], tf.reshape(prior, [batch, -1])[:, :count]
+
+
+def _offers(overlap, ignore, place, count, rule, threshold):
+    """What the boxes at `place` bid for each prior beyond the threshold: overlap [M, A] -> int64 [M, A]."""
     enough = overlap > threshold if rule == "per_box" else overlap >= threshold
-    value = tf.where(ignore[..., None], _IGNORE_BID, overlap)
-    return _bid(tf.where(enough, value, 0.0), tf.range(tf.shape(boxes)[1])[:, None], tf.shape(boxes)[1])
+    return _bid(tf.where(enough, tf.where(ignore, _IGNORE_BID, overlap), 0.0), place, count)
+
+
+def _first_best(overlap):
+    """The maximum of each row and its first place: [M, A] -> [M], int32 [M]."""
+    count, best = tf.shape(overlap)[1], tf.reduce_max(overlap, 1)
+    from_end = tf.range(tf.cast(count, overlap.dtype), 0, -1, overlap.dtype)  # XLA has no fast integer maximum
+    places = tf.where(overlap >= best[:, None], from_end, tf.zeros_like(from_end))
+    return best, count - tf.cast(tf.reduce_max(places, 1), tf.int32)
 
 
 # --- greedy pairs -------------------------------------------------------------------------------
@@ -131,21 +165,6 @@ def _pair(objects, priors, highest, waiting):
         return highest, waiting
 
     return tf.while_loop(lambda _, waiting: tf.reduce_any(waiting), move_one, (highest, waiting))[0][:, :-1]
-
-
-def _best_prior(objects, priors, precision=tf.float32):
-    """The largest IoU of each object and the first prior it has it with: float32 and int32 [B, M].
-
-    First the best block of priors, by maxima that XLA turns into vector instructions, then the best in it.
-    """
-    objects = tf.cast(objects, precision)
-    blocks = -(-tf.shape(priors)[0] // _BLOCK)
-    padded = tf.pad(priors, [[0, blocks * _BLOCK - tf.shape(priors)[0]], [0, 0]])
-    padded = tf.reshape(padded, [blocks, _BLOCK, 4])
-    block = tf.argmax(tf.reduce_max(_overlap(objects[:, :, None], padded), -1), -1, tf.int32)
-    overlap = _overlap(objects, tf.gather(padded, block))
-    best = tf.cast(tf.reduce_max(overlap, -1), tf.float32)
-    return best, block * _BLOCK + tf.argmax(overlap, -1, tf.int32)
 
 
 # --- overlaps and bids --------------------------------------------------------------------------
