@@ -23,7 +23,7 @@ from tfdet.data.errors import ImageError, RecordError
 from tfdet.data.images import ImageOptions, displayed_size
 from tfdet.data.manifest import read_manifest
 from tfdet.data.publish import PARTIAL, check_base, publish
-from tfdet.data.shards import Job, Shard, clear, encode_id, join, key_of, load, load_intact, write
+from tfdet.data.shards import Job, Shard, clear, join, key_of, load, load_intact, write
 from tfdet.data.workers import run_jobs
 
 SHARD_BYTES = 100_000_000  # aimed at
@@ -125,10 +125,12 @@ def _without_stored(splits, directory, base) -> tuple[dict, list[Problem]]:
     """The listings of images that are not stored yet, and a problem for each other."""
     there, kept, problems = stored.image_ids(directory, base) if base else {}, {}, []
     for split, listings in splits.items():
-        kept[split] = [item for item in listings if encode_id(item.image_id) not in there]
+        kept[split] = [item for item in listings if stored.encode_id(item.image_id) not in there]
         for item in listings:
-            if encode_id(item.image_id) in there:
-                reason = f"image {item.image_id} is in these records already, in {there[encode_id(item.image_id)]}"
+            if stored.encode_id(item.image_id) in there:
+                reason = (
+                    f"image {item.image_id} is in these records already, in {there[stored.encode_id(item.image_id)]}"
+                )
                 problems.append(Problem("duplicate_image", item.where, reason))
     return kept, problems
 
@@ -138,7 +140,7 @@ def _without_stored(splits, directory, base) -> tuple[dict, list[Problem]]:
 
 def _plan(split, listings, common, shards) -> list[Job]:
     """One job a shard: images in the order of a hash of their ids, dealt in turn."""
-    listings = sorted(listings, key=lambda item: hashlib.sha256(encode_id(item.image_id)).digest())
+    listings = sorted(listings, key=lambda item: hashlib.sha256(stored.encode_id(item.image_id)).digest())
     count = shards or round(sum(_expected_bytes(item, common[1]) for item in listings) / SHARD_BYTES)
     count = min(max(1, count), len(listings))
     jobs = [Job(split, tuple(listings[i::count]), *common) for i in range(count)]

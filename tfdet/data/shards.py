@@ -18,6 +18,7 @@ from tfdet.data import embedded, files, tfrecord
 from tfdet.data.annotations import Annotation, Listing, Problem
 from tfdet.data.checks import Checks, examine
 from tfdet.data.images import EncodedImage, ImageOptions
+from tfdet.data.stored import encode_id
 from tfdet.data.tfrecord import FRAME_BYTES
 
 _BLOCK = 1 << 20
@@ -123,10 +124,6 @@ def record_features(annotation: Annotation, image: EncodedImage, class_names) ->
         "image/object/class/text": [class_names[label].encode() for label in annotation.labels],
         "image/object/difficult": annotation.difficult.astype(np.int64),
     }
-
-
-def encode_id(name: str) -> bytes:
-    return name.encode("utf-8", "backslashreplace")  # file names need not be valid text
 
 
 # --- whole shards -------------------------------------------------------------------------------

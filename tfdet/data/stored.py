@@ -21,6 +21,11 @@ from tfdet.data.workers import run_jobs
 _DAMAGED = (ValueError, KeyError, IndexError, OSError, SyntaxError)  # what parsers and Pillow say of damaged bytes
 
 
+def encode_id(name: str) -> bytes:
+    """An image's name as it stands in its record; file names need not be valid text."""
+    return name.encode("utf-8", "backslashreplace")
+
+
 def _content(path) -> memoryview:
     """The bytes of a file; of a local one only what is looked at is read."""
     if files.is_remote(path):
@@ -50,6 +55,15 @@ def image_ids(directory, manifest) -> dict[bytes, str]:
                 reason = f"the shard cannot be read ({error})"
                 raise RecordError(path, reason, "look at it with tools/make_tfrecords.py --verify") from error
     return found
+
+
+def first_records(directory, manifest, count: int):
+    """The fields of the first records of the first split."""
+    entry = next(iter(manifest["splits"].values()))
+    content = _content(files.join(directory, entry["shards"][0]["file"]))
+    index = load_index(files.join(directory, entry["index"]))
+    for _, start, length in index[index[:, 0] == 0][:count]:
+        yield parse_example(unframe(content, start, length))
 
 
 # --- verification -------------------------------------------------------------------------------
