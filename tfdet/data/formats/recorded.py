@@ -164,6 +164,18 @@ def _names_in(path, records) -> dict[int, str]:
 # --- records ------------------------------------------------------------------------------------
 
 
+def find_images(path):
+    """The images inside one record file, whatever else it says of them.
+
+    Yields:
+        (image id, name of the image as `embedded` has it), or a Problem for a record that is damaged or holds no image.
+    """
+    for item in _records(Path(path)):
+        if not isinstance(item, Problem) and not item.image_path:
+            item = Problem("missing_image", item.where, "the record holds no image")
+        yield item if isinstance(item, Problem) else (item.image_id, item.image_path)
+
+
 def _records(path):
     """What the records of a file say, and a problem for each that is damaged."""
     try:
