@@ -14,7 +14,7 @@ from tfdet.data.images import read_header
 
 __all__ = [
     "FRAMES", "KINDS", "NOTES", "Annotation", "AnnotationError", "Listing", "Problem",
-    "read_annotations", "split_listings", "to_annotation", "turn_boxes",
+    "read_annotations", "relative_boxes", "split_listings", "to_annotation", "turn_boxes",
 ]  # fmt: skip
 
 # kind of problem -> what is left out when bad data is skipped ("" for a box that is cut to the image), advice
@@ -160,10 +160,8 @@ def to_annotation(
     Returns:
         the annotation, the problems, and the number of boxes cut because of rounding.
     """
-    orientation = orientation if listing.frame == "stored" else 1
-    drawn_on = size[::-1] if orientation >= 5 else size
-    relative = listing.boxes / np.float64(drawn_on[::-1] * 2) if listing.in_pixels else listing.boxes
-    relative, sides = turn_boxes(relative, orientation), np.float64(size[::-1] * 2)
+    relative, drawn_on = relative_boxes(listing, size, orientation)
+    sides = np.float64(size[::-1] * 2)
     inside = np.clip(relative, 0.0, 1.0).astype(np.float32)
     beyond = (np.maximum(-relative, relative - 1.0) * sides).max(axis=1, initial=0.0)
     with np.errstate(invalid="ignore"):  # corners that are not finite
@@ -173,6 +171,20 @@ def to_annotation(
     rounded = int(((faults == "") & (beyond > 0.0)).sum())
     fields = (inside[kept], listing.labels[kept], listing.difficult[kept])
     return Annotation(listing.image_path, listing.image_id, *fields), problems, rounded
+
+
+def relative_boxes(listing: Listing, size: tuple[int, int], orientation: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """The boxes of a listing as they are, whole or not, relative to the displayed image.
+
+    Args:
+        size, orientation: as for `to_annotation`.
+    Returns:
+        float64 [N, 4] xyxy, and the (height, width) in pixels of the image that they were drawn on.
+    """
+    orientation = orientation if listing.frame == "stored" else 1
+    drawn_on = size[::-1] if orientation >= 5 else size
+    relative = listing.boxes / np.float64(drawn_on[::-1] * 2) if listing.in_pixels else listing.boxes
+    return turn_boxes(relative, orientation), drawn_on
 
 
 def turn_boxes(boxes, orientation: int):

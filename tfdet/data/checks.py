@@ -95,8 +95,13 @@ def examine(listing: Listing, options: ImageOptions, checks: Checks):
     try:
         image = read_image(listing.image_path, options)
     except ImageError as error:
-        return None, None, [Problem(error.kind, listing.where, f"image {error.where}: {error.reason}")], 0
+        return None, None, [Problem(error.kind, _place(listing), f"image {error.where}: {error.reason}")], 0
     return image, *check_image(listing, image, checks)
+
+
+def _place(listing) -> str:
+    """Where an image is first mentioned."""
+    return listing.where_is(0) if len(listing.boxes) else listing.where
 
 
 def check_image(listing: Listing, image: EncodedImage, checks: Checks) -> tuple[Annotation | None, list[Problem], int]:
@@ -168,7 +173,7 @@ def _check_name(listing, image) -> list[Problem]:
     if usual in (None, actual):
         return []
     reason = f"image {listing.image_path} is a {actual} file, its name ends with {suffix}"
-    return [Problem("wrong_extension", listing.where, reason)]
+    return [Problem("wrong_extension", _place(listing), reason)]
 
 
 def _check_size(listing, image) -> list[Problem]:
@@ -180,7 +185,7 @@ def _check_size(listing, image) -> list[Problem]:
     h, w = listing.stated_size
     why = "; it is turned, perhaps by its EXIF data" if (h, w) == (width, height) else ""
     reason = f"the annotation states {w} x {h} pixels, image {listing.image_path} has {width} x {height}{why}"
-    return [Problem("size_mismatch", listing.where, reason)]
+    return [Problem("size_mismatch", _place(listing), reason)]
 
 
 # --- its boxes ----------------------------------------------------------------------------------
@@ -218,7 +223,7 @@ def _find_surplus(listing, places, max_boxes) -> list[Problem]:
         return []
     surplus = tuple(int(number) for number in listing.numbers[places[max_boxes:]])
     reason = f"the image has {len(places)} boxes, more than the {max_boxes} of --max-boxes"
-    return [Problem("too_many_boxes", listing.where, reason, surplus)]
+    return [Problem("too_many_boxes", _place(listing), reason, surplus)]
 
 
 def _box_problem(kind, listing, place, text) -> Problem:

@@ -1,0 +1,225 @@
+"""Looks for what is wrong with a data set, and describes it: nothing is written but what is asked for."""
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+# Nothing here imports TensorFlow, except for --augment: neither this process nor its workers need it.
+from rich.console import Console
+from rich.table import Table
+
+from tfdet.data import doctor, statistics
+from tfdet.data.annotations import FRAMES, NOTES
+from tfdet.data.checks import FAULTS, count_cut, count_dropped, count_kinds
+from tfdet.data.errors import DataError
+from tfdet.data.formats import FORMATS, read, read_class_names
+from tfdet.data.images import ImageOptions
+from tools.check_options import HELP, add_check_options, make_checks
+from tools.progress import make_progress
+
+EPILOG = """
+examples:
+  python tools/inspect_dataset.py train.txt val.txt --classes classes.txt
+  python tools/inspect_dataset.py gt.pkl --images photos/ --preset ssd300_vgg16 --html inspection.html
+  python tools/inspect_dataset.py tfrecords/mine --json inspection.json
+  python tools/inspect_dataset.py tfrecords/mine --preset yolov3_416 --augment augmented.png
+
+Several annotation files are the splits of one data set: an image that two of them share is reported.
+The exit code is 0 if there is no fault whose policy is error, 1 if there is one, 2 if an annotation file cannot be
+read as a whole. The last line on standard output is one JSON object; --json FILE holds every problem, too.
+""" + HELP  # fmt: skip
+
+
+def parse_arguments(arguments=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "annotations", nargs="+", help="whatever make_tfrecords takes, or a folder of records that it wrote"
+    )
+
+    group = parser.add_argument_group("input")
+    group.add_argument("--images", type=Path, metavar="DIR", help="image folder (default: beside the annotations)")
+    group.add_argument("--classes", type=Path, metavar="FILE", help="class names, one a line, in the order of the ids")
+    group.add_argument("--format", choices=FORMATS, help="of the annotations (default: recognised)")
+    group.add_argument("--allow-outside", action="store_true", help="accept image names that leave the image folder")
+    group.add_argument("--boxes-frame", choices=FRAMES, default="displayed",
+                       help="what boxes are relative to where EXIF turns an image (default: %(default)s)")  # fmt: skip
+    group.add_argument("--max-pixels", type=int, default=ImageOptions.max_pixels, metavar="N",
+                       help="refuse larger images (default: %(default)s)")  # fmt: skip
+
+    group = add_check_options(parser)
+    group.add_argument("--decode-check", action=argparse.BooleanOptionalAction, default=True,
+                       help="read every image to its end to find damage (default: on)")  # fmt: skip
+    group.add_argument("--workers", type=int, default=_cpu_count(), metavar="N",
+                       help="processes (default: %(default)s)")  # fmt: skip
+
+    group = parser.add_argument_group("output")
+    group.add_argument("--json", type=Path, metavar="FILE", help="write the statistics and every problem there")
+    group.add_argument("--html", type=Path, metavar="FILE", help="write one page with plots, problems and pictures")
+    group.add_argument("--augment", type=Path, metavar="FILE",
+                       help="of records: write a picture of augmented images with boxes and anchors")  # fmt: skip
+    group.add_argument("--samples", type=int, default=24, metavar="N",
+                       help="images on the contact sheet of --html (default: %(default)s)")  # fmt: skip
+
+    options = parser.parse_args(arguments)
+    if options.workers < 1 or options.samples < 0 or options.max_pixels < 1:
+        parser.error("--workers and --max-pixels are positive, --samples is not negative")
+    return options
+
+
+def _cpu_count():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def read_all(options):
+    """File -> listings, the problems found in the annotations, the class names."""
+    names, splits, problems = read_class_names(options.classes) if options.classes else None, {}, []
+    for path in dict.fromkeys(options.annotations):
+        source = read(
+            path, images=options.images, class_names=names, file_format=options.format,
+            allow_outside=options.allow_outside, boxes_frame=options.boxes_frame,
+        )  # fmt: skip
+        names, splits[path] = source.class_names, source.listings
+        problems += [*source.problems, *doctor.suspect_classes(path, source)]
+    return splits, problems, names
+
+
+def spread_out(listings, number):
+    """At most so many listings, evenly over all."""
+    step = max(1, -(-len(listings) // max(number, 1)))
+    return listings[::step] if number else []
+
+
+# --- output -------------------------------------------------------------------------------------
+
+
+def show(summary):
+    console = Console()
+    table = Table(title="classes")
+    for heading in ("id", "class", "boxes", "images"):
+        table.add_column(heading, justify="left" if heading == "class" else "right")
+    for entry in summary["classes"]:
+        table.add_row(str(entry["id"]), entry["name"], f"{entry['boxes']:,}", f"{entry['images']:,}")
+    console.print(table)
+    table = Table(title=f"{summary['images']:,} images, {summary['boxes']:,} boxes; of these")
+    for heading in ("", "min", "median", "mean", "95 %", "max"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for name, value in summary.items():
+        if isinstance(value, dict) and "median" in value:
+            table.add_row(name.replace("_", " "), *(f"{number:.4g}" for number in value.values()))
+    console.print(table)
+    sizes = ", ".join(f"{s['width']} x {s['height']} ({s['images']:,})" for s in summary["image_sizes"][:5])
+    counts = {"without boxes": summary["empty_images"], "difficult boxes": summary["difficult"]} | {
+        f"{name} boxes (COCO)": number for name, number in summary["coco_sizes"].items()
+    }
+    print(", ".join(f"{number:,} {name}" for name, number in counts.items()))
+    print(f"image sizes: {sizes or 'none'}")
+    print("formats:", ", ".join(f"{number:,} {name}" for name, number in summary["formats"].items()) or "none")
+    for change, number in summary["changes"].items():
+        print(f"a conversion would encode {number:,} images anew: {change}")
+
+
+def write_augmented(options):
+    """The contact sheet of training images.
+
+    Raises:
+        DataError: not a folder of records.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from tfdet import quiet
+
+    quiet.import_tensorflow()
+    from dataclasses import replace
+
+    from tfdet import configs
+    from tfdet.contact_sheet import augmented_sheet
+    from tfdet.data.records import open_split
+
+    records = open_split(options.annotations[0], "train")
+    config = replace(configs.load(options.preset or "ssd300_vgg16"), class_names=records.class_names)
+    augmented_sheet(records, config).save(options.augment)
+
+
+def write_page(options, diagnosis, summary, checks, listings):
+    from tfdet import report  # matplotlib takes a second to load
+
+    title = ", ".join(options.annotations)
+    report.write_page(options.html, title, diagnosis, summary, checks.policies, spread_out(listings, options.samples))
+
+
+def inspect(options):
+    checks = make_checks(options)
+    image_options = ImageOptions(decode_check=options.decode_check, max_pixels=options.max_pixels)
+    splits, problems, names = read_all(options)
+    bar, progress = make_progress()
+    with bar:
+        diagnosis = doctor.diagnose(
+            splits, names, options=image_options, checks=checks, problems=problems, workers=options.workers,
+            progress=progress,
+        )  # fmt: skip
+    summary = statistics.summarise(diagnosis.facts, names, checks.input_size)
+    for problem in diagnosis.problems:
+        print(problem)
+    show(summary)
+    if options.html:
+        listings = [listing for part in splits.values() for listing in part]
+        write_page(options, diagnosis, summary, checks, listings)
+    if options.augment:
+        write_augmented(options)
+    return diagnosis, summary, checks
+
+
+def describe(options, diagnosis, summary, checks, seconds) -> dict:
+    """What the last line of output says."""
+    return {
+        "data": options.annotations,
+        "healthy": not checks.stop(diagnosis.problems),
+        "problems": count_kinds(diagnosis.problems, FAULTS),
+        "notes": count_kinds(diagnosis.problems, NOTES),
+        "left_out": count_dropped(diagnosis.problems, checks),
+        "cut_at_border": diagnosis.rounded + count_cut(diagnosis.problems, checks),
+        **summary,
+        "html": str(options.html) if options.html else None,
+        "augment": str(options.augment) if options.augment else None,
+        "seconds": round(seconds, 2),
+    }
+
+
+def write_json(path, result, problems):
+    every = [
+        {"kind": p.kind, "note": p.kind in NOTES, "where": p.where, "boxes": p.boxes, "reason": p.reason,
+         "advice": p.advice} for p in problems
+    ]  # fmt: skip
+    path.write_text(json.dumps(result | {"found": every}, indent=2) + "\n", encoding="utf-8")
+
+
+def main(arguments=None) -> int:
+    options = parse_arguments(arguments)
+    sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be printable
+    start = time.perf_counter()
+    try:
+        diagnosis, summary, checks = inspect(options)
+        result = describe(options, diagnosis, summary, checks, time.perf_counter() - start)
+        if options.json:
+            write_json(options.json, result, diagnosis.problems)
+    except DataError as error:
+        print(f"inspect_dataset: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"inspect_dataset: {error.filename}: writing failed ({error.strerror}); check the path", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("inspect_dataset: interrupted", file=sys.stderr)
+        return 130
+    print(json.dumps(result))
+    return 0 if result["healthy"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
