@@ -298,4 +298,4 @@ def mix(images, planned: dict):
     return images
 
 
-_compiled_mixup = tf.function(mixup_images, jit_compile=True)
+_compiled_mixup = tf.function(mixup_images, jit_compile=True, autograph=False)

@@ -81,7 +81,7 @@ def image_dataset(images, config: Config) -> tf.data.Dataset:
 
     kinds = (tf.TensorSpec([], tf.string), tf.TensorSpec([], tf.string), tf.TensorSpec([], tf.bool))
     data = tf.data.Dataset.from_generator(rows, output_signature=kinds)
-    data = data.map(without_boxes).batch(config.train.batch_size, drop_remainder=True)
+    data = _map(data, without_boxes).batch(config.train.batch_size, drop_remainder=True)
     return _run(data, Stages("jpeg", 0, config, NO_AUGMENT, None, config.train.batch_size), first="plan")
 
 
@@ -103,7 +103,7 @@ def _with_steps(data, stages, start_step):
     if not isinstance(stages, ScaledStages):
         return data
     rows = stages.rows
-    return data.enumerate(start_step * rows).map(lambda number, row: {**row, "step": number // rows})
+    return _map(data.enumerate(start_step * rows), lambda number, row: {**row, "step": number // rows})
 
 
 def _chain(stages: Stages | ScaledStages) -> dict:
@@ -112,16 +112,24 @@ def _chain(stages: Stages | ScaledStages) -> dict:
     parallel = data_config.num_parallel_calls or tf.data.AUTOTUNE
     return {
         # small work a batch at a time: an op costs microseconds, whatever it works on
-        "parse": lambda data: data.batch(stages.rows, drop_remainder=True).map(stages.parse, parallel),
-        "plan": lambda data: data.map(stages.plan, parallel),
+        "parse": lambda data: _map(data.batch(stages.rows, drop_remainder=True), stages.parse, parallel),
+        "plan": lambda data: _map(data, stages.plan, parallel),
         # decoding is per image again, and takes all the cores there are
-        "decode": lambda data: data.unbatch().map(stages.decode, parallel),
+        "decode": lambda data: _map(data.unbatch(), stages.decode, parallel),
         # by now shapes are static, which XLA needs
         "batch": lambda data: data.batch(stages.rows, drop_remainder=True),
-        "batch_stage": lambda data: data.map(stages.batch_stage(), parallel),
+        "batch_stage": lambda data: _map(data, stages.batch_stage(), parallel),
         # the training step and the pipeline work at the same time
         "prefetch": lambda data: data.prefetch(data_config.prefetch),
     }
+
+
+def _map(data, function, parallel=None):
+    return data.map(_as_written(function), parallel)
+
+
+# AutoGraph has nothing to do here, and took four fifths of the time to the first batch
+_as_written = tf.autograph.experimental.do_not_convert
 
 
 def _run(data, stages, first="parse"):
@@ -153,12 +161,12 @@ def ladder(record_set: RecordSet, config: Config, encode=None) -> dict:
     stages = _make_train_stages(record_set, config, encode, rows)
     data = _read_in_order(tf.data.Dataset.range(tf.int64.max), record_set, config, True, (0, 1))
     data = _with_steps(data, stages, 0)
-    whole = _all_records(record_set).repeat().map(partial(_decode_whole, store=stages.store), parallel)
+    whole = _map(_all_records(record_set).repeat(), partial(_decode_whole, store=stages.store), parallel)
     steps = {"decode_only": (whole, 1), "read": (data, 1)}
     chain = _chain(stages)
     for name in chain:
         if name == "decode" and stages.store == "jpeg":
-            crops = data.unbatch().map(stages.decode_only_crop, parallel)
+            crops = _map(data.unbatch(), stages.decode_only_crop, parallel)
             steps["decode_crop"] = (crops, 1)
         data = chain[name](data)
         steps["resize" if name == "decode" else name] = (data, 1 if name == "decode" else rows)
@@ -177,11 +185,12 @@ def _decode_whole(serialized, store):
 def _read_in_order(steps, record_set, config, shuffled, shard):
     """Rows of the given steps, read one by one at their byte offsets."""
     parallel = config.data.num_parallel_calls or tf.data.AUTOTUNE
-    data = steps.map(partial(_order, record_set=record_set, config=config, shuffled=shuffled, shard=shard)).unbatch()
+    order = partial(_order, record_set=record_set, config=config, shuffled=shuffled, shard=shard)
+    data = _map(steps, order).unbatch()
     if 0 < record_set.index[:, 2].sum() <= config.data.ram_budget_mb * 1e6:
         held = tf.constant([bytes(record) for record in _all_records(record_set).as_numpy_iterator()])
-        return data.map(lambda row: {**row, "serialized": tf.gather(held, row["index"])})
-    return data.map(_reader(record_set), num_parallel_calls=parallel)
+        return _map(data, lambda row: {**row, "serialized": tf.gather(held, row["index"])})
+    return _map(data, _reader(record_set), parallel)
 
 
 def _order(step, record_set, config, shuffled, shard):
@@ -234,11 +243,11 @@ def _read_sequentially(record_set, config, start_step, shard):
         data = files.interleave(tf.data.TFRecordDataset, cycle_length=_FILES_AT_ONCE, num_parallel_calls=2)
         data = _shuffle(data, config.data, epoch)
         data = data.repeat().take(per_epoch * batch_size).enumerate()  # the last batch is filled up
-        return data.map(
-            lambda i, record: {"index": i % number, "epoch": epoch, "valid": i < number, "serialized": record}
+        return _map(
+            data, lambda i, record: {"index": i % number, "epoch": epoch, "valid": i < number, "serialized": record}
         )
 
-    data = tf.data.Dataset.range(start_step // per_epoch, tf.int64.max).flat_map(one_epoch)
+    data = tf.data.Dataset.range(start_step // per_epoch, tf.int64.max).flat_map(_as_written(one_epoch))
     data = data.skip(start_step % per_epoch * batch_size)
     if shard[1] == 1:
         return data
@@ -273,11 +282,11 @@ def find_faults(record_set: RecordSet) -> list[tuple[int, str]]:
     check = _checker(record_set)
 
     def survives(row):  # nothing comes out of the inner data set if `check` raises
-        inner = tf.data.Dataset.from_tensors(row).map(check).apply(tf.data.experimental.ignore_errors())
+        inner = _map(tf.data.Dataset.from_tensors(row), check).apply(tf.data.experimental.ignore_errors())
         return inner.concatenate(tf.data.Dataset.from_tensors(False)).take(1).get_single_element()
 
-    rows = tf.data.Dataset.range(record_set.num_images).map(lambda i: {"index": i})
-    good = np.fromiter(rows.map(survives, num_parallel_calls=tf.data.AUTOTUNE).as_numpy_iterator(), bool)
+    rows = _map(tf.data.Dataset.range(record_set.num_images), lambda i: {"index": i})
+    good = np.fromiter(_map(rows, survives, tf.data.AUTOTUNE).as_numpy_iterator(), bool)
     return [(int(i), _fault(record_set, i)) for i in np.flatnonzero(~good)]
 
 

@@ -168,7 +168,7 @@ class Stages:
 
     def batch_stage(self) -> Callable:
         """The batch stage: one XLA program for each bucket of boxes that turns up."""
-        compiled = tf.function(self.compute, jit_compile=True)
+        compiled = tf.function(self.compute, jit_compile=True, autograph=False)
         sizes = self.buckets
 
         def run(batch, bucket):
