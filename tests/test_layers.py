@@ -42,7 +42,8 @@ def dotted(path):
 def test_imports_point_down(path):
     room = path.relative_to(ROOT / "tfdet").parts[0].removesuffix(".py")
     if room == "__init__":
-        assert not list(imports(path)), "importing tfdet does no work"
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+        assert not [node for node in body if isinstance(node, (ast.Import, ast.ImportFrom))], "importing does no work"
         return
     assert room in LEVEL, f"a new room; say at which level {room} stands"
     for target in imports(path):

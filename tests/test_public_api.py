@@ -4,10 +4,14 @@ import ast
 import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import tfdet
+
 PUBLIC = {
+    "tfdet": "load",
     "tfdet.addons": "available get",
     "tfdet.boxes": "area clip decode_deltas encode_deltas flip_horizontally flip_vertically from_window "
     "intersection iou is_valid letterbox_window to_cxcywh to_window to_xyxy to_yxyx",
@@ -23,6 +27,7 @@ PUBLIC = {
     "tfdet.data.formats": "FORMATS Source WRITABLE read read_class_names recognise save",
     "tfdet.data.formats.results": "coco_box coco_image_ids coco_results whole_pixels",
     "tfdet.data.images": "EncodedImage ImageError ImageOptions STORES displayed_size read_header read_image",
+    "tfdet.data.inputs": "Photo find_images",
     "tfdet.data.pipeline": "eval_dataset find_faults image_dataset ladder steps_per_epoch train_dataset",
     "tfdet.data.records": "RecordError RecordSet open_split parse read_index",
     "tfdet.data.rewrite": "Rewritten rewrite",
@@ -48,7 +53,7 @@ PUBLIC = {
     "tfdet.models.weights": "Audit WeightsError load_by_name",
     "tfdet.nms": "non_max_suppression",
     "tfdet.pictures": "Samples",
-    "tfdet.predict": "Prediction Predictor find_images load",
+    "tfdet.predict": "Photo Prediction Predictor find_images load",
     "tfdet.schema": "record_features",
     "tfdet.timing": "Rate compare measure peak_rss_mb",
     "tfdet.train.averages": "MovingAverages WeightAverages",
@@ -86,6 +91,11 @@ def test_importing_the_package_does_no_work():
     code = "import sys, tfdet; print('tensorflow' in sys.modules, 'numpy' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.split() == ["False", "False"]
+
+
+def test_the_version_is_that_of_the_package():
+    setup = Path(__file__).resolve().parents[1] / "setup.py"
+    assert f'version="{tfdet.__version__}"' in setup.read_text(encoding="utf-8")
 
 
 def test_conversion_needs_no_tensorflow():

@@ -1,0 +1,72 @@
+"""The images that a user names: files, folders, patterns, and those inside of TFRecord files."""
+
+import glob
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from tfdet.data.annotations import Problem
+from tfdet.data.errors import ImageError
+from tfdet.data.formats import recorded
+from tfdet.data.formats.common import IMAGE_SUFFIXES
+
+
+class Photo(NamedTuple):
+    """An image: `path` as `images.read_image` takes it, and what it is called: its path, or its id in a record."""
+
+    path: str
+    name: str
+
+
+def find_images(inputs, skip=None) -> list[Photo]:
+    """The images that some inputs stand for, each once.
+
+    - A file stands for itself, whatever its suffix; a TFRecord file for all images in it.
+    - A folder stands for the image files in it and below it, numbers in their names in the order of counting
+      (frame 9 before frame 10); if there are none, for the TFRecord files in it.
+    - A pattern such as "photos/*.jpg" stands for the files that match it.
+
+    Args:
+        skip: called with the ImageError of each record that is damaged or holds no image; None: raise.
+    Raises:
+        ImageError: an input that stands for nothing.
+        AnnotationError: a TFRecord file that cannot be read at all.
+    """
+    files = dict.fromkeys(file for text in inputs for file in _files(str(text)))
+    return [photo for file in files for photo in _photos(file, skip)]
+
+
+def _files(text) -> list[Path]:
+    path = Path(text)
+    if path.is_dir():
+        files = [file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
+        found = sorted(files, key=_counting) or recorded.find_record_files(path)
+    else:
+        found = [path] if path.exists() else sorted(map(Path, glob.glob(text, recursive=True)), key=_counting)
+    if not found:
+        reason = "no image in this folder" if path.is_dir() else "no such file, folder or pattern"
+        advice = f"give image files or a folder with {', '.join(IMAGE_SUFFIXES)}, or TFRecord files"
+        raise ImageError(text, reason, advice, "missing_image")
+    return found
+
+
+def _counting(path):
+    """A key that sorts numbers by value; folders before what they hold stay together."""
+    return [[(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in re.split(r"([0-9]+)", name)]
+            for name in path.parts]  # fmt: skip
+
+
+def _photos(file, skip):
+    if file.suffix.lower() in IMAGE_SUFFIXES or not file.is_file() or not recorded.is_record_file(file):
+        return [Photo(str(file), str(file))]
+    photos = []
+    for item in recorded.find_images(file):
+        if not isinstance(item, Problem):
+            image_id, path = item
+            photos.append(Photo(path, image_id))
+            continue
+        error = ImageError(item.where, item.reason, item.advice, item.kind)
+        if skip is None:
+            raise error
+        skip(error)
+    return photos
