@@ -44,8 +44,13 @@ def equalize(image):
 
 
 def sharpness(image, factor):
-    """uint8 [H, W, 3], float32 []: 0 smooths, 1 changes nothing, 2 sharpens as much -> uint8 [H, W, 3]."""
-    return tf.ensure_shape(addons.get("image.sharpness")(image, factor), image.shape)
+    """uint8 [H, W, 3], float32 []: 0 smooths, 1 changes nothing, 2 sharpens as much -> uint8 [H, W, 3].
+
+    In graphs the package's own factor must be a Python number, so it smooths here, and the blend is done after it.
+    """
+    smooth = tf.cast(addons.get("image.sharpness")(image, 0.0), tf.float32)
+    pixels = smooth + factor * (tf.cast(image, tf.float32) - smooth)
+    return tf.ensure_shape(tf.cast(tf.clip_by_value(pixels, 0.0, 255.0) + 0.5, tf.uint8), image.shape)
 
 
 def change(image, planned: dict):
