@@ -115,7 +115,7 @@ def _plots(facts: Facts, class_names):
     yield "Boxes an image", distributions.histogram(facts.counts, "boxes", "images")
     if len(sides):
         areas, marks = np.sqrt(sides.prod(axis=1)), (SMALL**0.5, LARGE**0.5)
-        label = "square root of the area in pixels; lines: COCO's small, medium, large"
+        label = "√area in pixels; lines: small, medium, large"
         yield "Size of boxes", distributions.log_histogram(areas, label, "boxes", marks)
         shape = sides[:, 0] / sides[:, 1]
         yield "Shape of boxes", distributions.log_histogram(shape, "width / height", "boxes", (1,))
@@ -199,6 +199,8 @@ def _draw(image, boxes, numbers, bad) -> Image.Image:
     for i in sorted(np.flatnonzero(shown), key=lambda i: bad[i]):
         corners = np.sort((boxes[i].reshape(2, 2) - low) * size, axis=0)
         colour, width = ((230, 30, 30), 3) if bad[i] else ((255, 255, 255), 1)
+        if not bad[i]:  # white is seen on any ground
+            pencil.rectangle([tuple(corners[0] - 1), tuple(corners[1] + 1)], outline=(0, 0, 0), width=3)
         pencil.rectangle([tuple(corners[0] - bad[i]), tuple(corners[1] + bad[i])], outline=colour, width=width)
         if bad[i]:
             place = tuple(np.clip(corners[0] + 4, 0, np.array(canvas.size) - 16))

@@ -11,16 +11,29 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 # Nothing here imports TensorFlow: neither this process nor its workers need it.
-from tfdet.data.annotations import NOTES, Problem, split_listings
+from tfdet.data.annotations import FRAMES, NOTES, Problem, split_listings
 from tfdet.data.checks import FAULTS, count_cut, count_dropped, count_kinds
 from tfdet.data.convert import convert
+from tfdet.data.doctor import suspect_classes, without_same_content
 from tfdet.data.errors import DataError
-from tfdet.data.formats import FORMATS, read, read_class_names
-from tfdet.data.images import STORES, ImageOptions
+from tfdet.data.formats import FORMATS, WRITABLE, read, read_class_names
+from tfdet.data.images import MOST_PIXELS, STORES, ImageOptions
+from tfdet.data.rewrite import rewrite
+from tfdet.data.storage import compare_storage, describe
 from tools.check_options import HELP, add_check_options, make_checks
+from tools.progress import make_progress
+from tools.writing_options import HELP as WRITING_HELP
+from tools.writing_options import (
+    add_writing_options,
+    check_writing_options,
+    explain_interruption,
+    place,
+    runner_of,
+    verify_records,
+)
 
 TFRECORDS = Path(__file__).resolve().parents[1] / "tfrecords"
-DEFAULT_SPLIT = {"pickle": ("sorted", 0.2), "lines": ("shuffled", 0.1), "voc": ("shuffled", 0.1)}
+DEFAULT_SPLIT = {"pickle": ("sorted", 0.2)}  # by the format; ("shuffled", 0.1) for the others
 
 EPILOG = (
     """
@@ -37,6 +50,7 @@ nothing is written and the exit code is 1, unless --skip-bad is given. An annota
 ends with exit code 2. The last line on standard output is one JSON object.
 """
     + HELP
+    + WRITING_HELP
 )
 
 
@@ -44,12 +58,16 @@ def parse_arguments(arguments=None):
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("annotations", type=Path, help="pickled dict, text lines, or a folder of Pascal VOC XML")
+    parser.add_argument("annotations", type=Path, nargs="?", help="annotation file or folder: " + ", ".join(FORMATS))
 
     group = parser.add_argument_group("input")
     group.add_argument("--images", type=Path, metavar="DIR", help="image folder (default: beside the annotations)")
     group.add_argument("--classes", type=Path, metavar="FILE", help="class names, one a line, in the order of the ids")
     group.add_argument("--format", choices=FORMATS, help="of the annotations (default: recognised)")
+    group.add_argument("--boxes-frame", choices=FRAMES, default="displayed",
+                       help="of boxes: photos turned by EXIF, or pixels as stored (default: %(default)s)")  # fmt: skip
+    group.add_argument("--max-pixels", type=int, default=ImageOptions.max_pixels, metavar="N",
+                       help="refuse images with more, by their header (default: %(default)s)")  # fmt: skip
     group.add_argument("--allow-outside", action="store_true", help="accept image names that leave the image folder")
 
     group = parser.add_argument_group("splits")
@@ -62,12 +80,14 @@ def parse_arguments(arguments=None):
     group.add_argument("--seed", type=int, default=47, help="of the shuffled split (default: %(default)s)")
 
     group = parser.add_argument_group("output")
-    group.add_argument("--out", type=Path, metavar="DIR", help="folder for the records (default: tfrecords/NAME)")
+    group.add_argument("--out", type=place, metavar="DIR", help="folder for the records (default: tfrecords/NAME)")
     group.add_argument("--name", help="of the data set, starts every file name (default: from --out or the input)")
     group.add_argument("--shards", type=int, default=0, metavar="N", help="files a split (default: about 100 MB each)")
     group.add_argument("--max-side", type=int, default=0, metavar="N", help="shrink images whose longer side exceeds N")
     group.add_argument("--quality", type=int, default=95, help="of JPEGs that are encoded anew (default: %(default)s)")
     group.add_argument("--store", choices=STORES, default="jpeg", help="raw: decoded pixels, large and fast to read")
+
+    group.add_argument("--to", choices=WRITABLE, help="write annotations in this form to --out, instead of records")
 
     group = add_check_options(parser)
     group.add_argument("--skip-bad", dest="on_bad", action="append_const", const="clip", help="short for --on-bad clip")
@@ -77,13 +97,19 @@ def parse_arguments(arguments=None):
         "--workers", type=int, default=_cpu_count(), metavar="N", help="processes (default: %(default)s)"
     )
 
-    options = parser.parse_args(arguments)
+    add_writing_options(parser)
+    options, others = parser.parse_known_args(arguments)
+    check_writing_options(parser, options, others)
     if options.val and (options.val_ratio is not None or options.split_mode):
         parser.error("--val names the validation images, so --val-ratio and --split-mode have nothing to split")
     if options.val_ratio is not None and not 0 <= options.val_ratio <= 1:
         parser.error(f"--val-ratio is {options.val_ratio}; it lies between 0 and 1")
     if options.max_side < 0 or options.shards < 0 or options.workers < 1 or not 1 <= options.quality <= 100:
         parser.error("--max-side and --shards are not negative, --workers is positive, --quality is 1 to 100")
+    if not 1 <= options.max_pixels <= MOST_PIXELS:
+        parser.error(f"--max-pixels is 1 to {MOST_PIXELS}")
+    if options.to and (options.val or options.test or not options.out):
+        parser.error("--to writes one file from one; name it with --out, without --val and --test")
     return options
 
 
@@ -91,23 +117,52 @@ def _cpu_count():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def read_splits(options):
+def read_splits(options, checks):
     """Split name -> listings, the problems found, the class names."""
     names = read_class_names(options.classes) if options.classes else None
-    common = {"images": options.images, "file_format": options.format, "allow_outside": options.allow_outside}
+    common = {"images": options.images, "file_format": options.format, "allow_outside": options.allow_outside,
+              "boxes_frame": options.boxes_frame}  # fmt: skip
     source = read(options.annotations, class_names=names, **common)
-    splits, problems = {"train": source.listings}, list(source.problems)
+    splits = {"train": source.listings}
+    problems = [*source.problems, *suspect_classes(options.annotations, source)]
     for split, path in (("val", options.val), ("test", options.test)):
         if path:
             other = read(path, class_names=source.class_names, **common)
             splits[split], shared = without_shared(splits, other.listings)
-            problems += other.problems + shared
+            problems += other.problems + shared + suspect_classes(path, other)
     if not options.val:
-        mode, ratio = DEFAULT_SPLIT[source.format]
+        mode, ratio = DEFAULT_SPLIT.get(source.format, ("shuffled", 0.1))
         ratio = ratio if options.val_ratio is None else options.val_ratio
         train, val = split_listings(source.listings, options.split_mode or mode, ratio, options.seed)
         splits = {"train": train, "val": val, **splits} | {"train": train}
-    return splits, problems, source.class_names
+    splits, same = without_same_content(splits, checks)
+    return splits, problems + same, source.class_names
+
+
+def rewrite_annotations(options, checks) -> int:
+    """What --to asks for; returns the exit code."""
+    names = read_class_names(options.classes) if options.classes else None
+    source = read(
+        options.annotations, images=options.images, class_names=names, file_format=options.format,
+        allow_outside=options.allow_outside, boxes_frame=options.boxes_frame,
+    )  # fmt: skip
+    bar, progress = make_progress()
+    with bar:
+        done = rewrite(source, options.out, options.to, checks=checks, progress=progress)
+    for problem in done.problems:
+        print(problem)
+    if done.difficult:
+        print(f"{done.difficult} difficult boxes became ordinary ones, which is all that {options.to} knows")
+    if not done.written:
+        print("nothing was written: repair what is listed above, or pass --skip-bad to leave it out", file=sys.stderr)
+    summary = {
+        "out": str(options.out), "format": options.to, "from": source.format, "written": done.written,
+        "images": done.images, "boxes": done.boxes, "class_names": list(source.class_names),
+        "problems": count_kinds(done.problems, FAULTS), "notes": count_kinds(done.problems, NOTES),
+        "difficult_lost": done.difficult, "cut_at_border": done.rounded + count_cut(done.problems, checks),
+    }  # fmt: skip
+    print(json.dumps(summary))
+    return 0 if done.written else 1
 
 
 def without_shared(splits, listings):
@@ -127,28 +182,10 @@ def without_shared(splits, listings):
 
 def output_place(options):
     """The folder and the data set's name."""
-    source = options.annotations.resolve()
-    name = options.name or (options.out.resolve().name if options.out else source.parent.name)
+    folder = Path(options.out or options.annotations.resolve().parent)
+    name = options.name or folder.resolve().name
     name = re.sub(r"[^\w.-]+", "_", name).strip("_.") or "data"
     return options.out or TFRECORDS / name, name
-
-
-def make_progress():
-    """A progress bar on standard error, and the function that moves it."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=Console(stderr=True))
-    task = bar.add_task("images", total=None)
-    return bar, lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def summarise(report, directory, name, seconds, checks) -> dict:
@@ -175,6 +212,7 @@ def summarise(report, directory, name, seconds, checks) -> dict:
         "dropped": count_dropped(report.problems, checks) if report.manifest else {},
         "cut_at_border": report.rounded + count_cut(report.problems, checks),
         "changed": dict(report.changes),
+        "resumed": report.resumed,
         "seconds": round(seconds, 2),
     }
 
@@ -200,25 +238,35 @@ def main(arguments=None) -> int:
     options = parse_arguments(arguments)
     sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be printable
     start = time.perf_counter()
-    directory, name = output_place(options)
-    image_options = ImageOptions(options.store, options.max_side, options.quality, options.decode_check)
+    directory, name = output_place(options) if options.annotations else (options.verify, "")
+    image_options = ImageOptions(
+        options.store, options.max_side, options.quality, options.decode_check, options.max_pixels
+    )
     try:
+        if options.verify:
+            return verify_records(options, make_progress)
         checks = make_checks(options)
-        splits, problems, class_names = read_splits(options)
+        if options.to:
+            return rewrite_annotations(options, checks)
+        splits, problems, class_names = read_splits(options, checks)
         bar, progress = make_progress()
         with bar:
             report = convert(
                 splits, directory, name, class_names, options=image_options, problems=problems,
                 checks=checks, shards=options.shards, workers=options.workers, progress=progress,
+                resume=options.resume, append=options.append, run=runner_of(options),
             )  # fmt: skip
     except DataError as error:
         print(f"make_tfrecords: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("make_tfrecords: interrupted, nothing was written", file=sys.stderr)
+        print(f"make_tfrecords: interrupted{explain_interruption(directory)}", file=sys.stderr)
         return 130
     summary = summarise(report, directory, name, time.perf_counter() - start, checks)
     print_report(report, summary, checks)
+    if report.manifest and (options.store == "raw" or options.max_side):
+        summary["storage"] = compare_storage(splits, directory, report.manifest)
+        print(describe(summary["storage"], options.store))
     print(json.dumps(summary))
     return 0 if summary["written"] else 1
 

@@ -203,7 +203,7 @@ def _damage_explained(path):
             warnings.simplefilter("ignore")
             yield
     except Exception as error:
-        if "truncated" in str(error):
+        if "truncated" in str(error).lower():  # Pillow spells it both ways
             raise _truncated(path, f"the image is cut off ({error})") from error
         reason = f"the image is damaged ({error})"
         raise ImageError(path, reason, "fetch it again or save it anew", "unreadable_image") from error

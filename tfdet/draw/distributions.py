@@ -5,9 +5,10 @@ import io
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 _MOST_CLASSES = 30  # bars that can be read
-_COLOUR, _SIZE = "#33658a", (5.2, 3.4)
+_COLOUR, _SIZE = "#33658a", (3.8, 2.9)  # inches
 
 
 def bars(names, counts, label) -> str:
@@ -71,8 +72,9 @@ def _figure(height=None, **labels):
 
 def _plain(axis):
     """Numbers such as 300 instead of 3 x 10^2."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(lambda value, _: f"{value:g}")
-    axis.set_minor_formatter(lambda value, _: "")
+    axis.set_minor_locator(NullLocator())
 
 
 def _short(name, most=24):
