@@ -22,6 +22,8 @@ from tfdet.data.images import ImageOptions
 from tools.check_options import HELP, add_check_options, make_checks
 from tools.progress import make_progress
 
+PRESET = "ssd300_vgg16"  # of --augment
+
 EPILOG = """
 examples:
   python tools/inspect_dataset.py train.txt val.txt --classes classes.txt
@@ -63,7 +65,7 @@ def parse_arguments(arguments=None):
     group.add_argument("--json", type=Path, metavar="FILE", help="write the statistics and every problem there")
     group.add_argument("--html", type=Path, metavar="FILE", help="write one page with plots, problems and pictures")
     group.add_argument("--augment", type=Path, metavar="FILE",
-                       help="of records: write a picture of augmented images with boxes and anchors")  # fmt: skip
+                       help=f"of records: draw what training sees, boxes and anchors (--preset; {PRESET})")  # fmt: skip
     group.add_argument("--samples", type=int, default=24, metavar="N",
                        help="images on the contact sheet of --html (default: %(default)s)")  # fmt: skip
 
@@ -85,8 +87,9 @@ def read_all(options):
             path, images=options.images, class_names=names, file_format=options.format,
             allow_outside=options.allow_outside, boxes_frame=options.boxes_frame,
         )  # fmt: skip
-        names, splits[path] = source.class_names, source.listings
-        problems += [*source.problems, *doctor.suspect_classes(path, source)]
+        names = source.class_names
+        splits[path], shared = doctor.without_shared(splits, source.listings)
+        problems += [*source.problems, *shared, *doctor.suspect_classes(path, source)]
     return splits, problems, names
 
 
@@ -142,7 +145,7 @@ def write_augmented(options):
     from tfdet.data.records import open_split
 
     records = open_split(options.annotations[0], "train")
-    config = replace(configs.load(options.preset or "ssd300_vgg16"), class_names=records.class_names)
+    config = replace(configs.load(options.preset or PRESET), class_names=records.class_names)
     augmented_sheet(records, config).save(options.augment)
 
 
@@ -155,6 +158,8 @@ def write_page(options, diagnosis, summary, checks, listings):
 
 def inspect(options):
     checks = make_checks(options)
+    if options.augment:
+        write_augmented(options)
     image_options = ImageOptions(decode_check=options.decode_check, max_pixels=options.max_pixels)
     splits, problems, names = read_all(options)
     bar, progress = make_progress()
@@ -170,8 +175,6 @@ def inspect(options):
     if options.html:
         listings = [listing for part in splits.values() for listing in part]
         write_page(options, diagnosis, summary, checks, listings)
-    if options.augment:
-        write_augmented(options)
     return diagnosis, summary, checks
 
 

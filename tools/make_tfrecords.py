@@ -11,10 +11,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 # Nothing here imports TensorFlow: neither this process nor its workers need it.
-from tfdet.data.annotations import FRAMES, NOTES, Problem, split_listings
+from tfdet.data.annotations import FRAMES, NOTES, split_listings
 from tfdet.data.checks import FAULTS, count_cut, count_dropped, count_kinds
 from tfdet.data.convert import convert
-from tfdet.data.doctor import suspect_classes, without_same_content
+from tfdet.data.doctor import suspect_classes, without_same_content, without_shared
 from tfdet.data.errors import DataError
 from tfdet.data.formats import FORMATS, WRITABLE, read, read_class_names
 from tfdet.data.images import MOST_PIXELS, STORES, ImageOptions
@@ -163,21 +163,6 @@ def rewrite_annotations(options, checks) -> int:
     }  # fmt: skip
     print(json.dumps(summary))
     return 0 if done.written else 1
-
-
-def without_shared(splits, listings):
-    """The listings that no earlier split has, and a problem for each other: it would be tested on what it is
-    trained on."""
-    known = {os.path.abspath(item.image_path): (split, item.where) for split in splits for item in splits[split]}
-    kept, problems = [], []
-    for item in listings:
-        split, where = known.get(os.path.abspath(item.image_path), (None, None))
-        if split is None:
-            kept.append(item)
-        else:
-            reason = f"image {item.image_id} is also in the split {split}, at {where}"
-            problems.append(Problem("duplicate_image", item.where, reason))
-    return kept, problems
 
 
 def output_place(options):

@@ -5,6 +5,7 @@ across images. Nothing here needs TensorFlow.
 """
 
 import hashlib
+import os
 from collections import defaultdict
 from dataclasses import dataclass
 
@@ -99,6 +100,21 @@ def _with_listings(problems, listings) -> list[Finding]:
 
 
 # --- across images ------------------------------------------------------------------------------
+
+
+def without_shared(splits, listings) -> tuple[list[Listing], list[Problem]]:
+    """The listings of another split whose images no split has yet, and a problem for each of the others: it would
+    be tested on what it is trained on."""
+    known = {os.path.abspath(item.image_path): (split, item.where) for split in splits for item in splits[split]}
+    kept, problems = [], []
+    for item in listings:
+        split, where = known.get(os.path.abspath(item.image_path), (None, None))
+        if split is None:
+            kept.append(item)
+        else:
+            reason = f"image {item.image_id} is also in the split {split}, at {where}"
+            problems.append(Problem("duplicate_image", item.where, reason))
+    return kept, problems
 
 
 def without_same_content(splits, checks) -> tuple[dict[str, list[Listing]], list[Problem]]:
