@@ -1,5 +1,6 @@
 """The options of the tools that check a data set: what is looked for, and what is done about it."""
 
+import argparse
 import re
 
 from tfdet import configs
@@ -31,7 +32,7 @@ def add_check_options(parser):
 def _image_size(text) -> tuple[int, int]:
     found = re.fullmatch(r"([1-9]\d*)(?:[x,]([1-9]\d*))?", text)
     if not found:
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; say 300 or HEIGHTxWIDTH, e.g. 300x400")
     return int(found[1]), int(found[2] or found[1])
 
 

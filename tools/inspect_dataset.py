@@ -134,7 +134,7 @@ def write_augmented(options):
     Raises:
         DataError: not a folder of records.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from tfdet import quiet
 
     quiet.import_tensorflow()
@@ -158,6 +158,9 @@ def write_page(options, diagnosis, summary, checks, listings):
 
 def inspect(options):
     checks = make_checks(options)
+    for path in (options.json, options.html, options.augment):
+        if path and not path.absolute().parent.is_dir():  # said before the work instead of after it
+            raise DataError(path, "its folder does not exist", "make the folder, or choose another")
     if options.augment:
         write_augmented(options)
     image_options = ImageOptions(decode_check=options.decode_check, max_pixels=options.max_pixels)

@@ -54,7 +54,9 @@ def make_policies(words=()) -> dict[str, str]:
         kinds, choice = _GROUPS.get(group) or ((group,), allowed_policies(group))
         if policy not in choice:
             name = {"": "all faults", "notes": "all notes"}.get(group, group)
-            raise DataError(f"--on-bad {word}", f"{policy!r} is not possible for {name}", f"say {' or '.join(choice)}")
+            hint = "; crosses_border=clip cuts boxes at the border" if policy == "clip" else ""
+            advice = f"say {' or '.join(choice)}{hint}"
+            raise DataError(f"--on-bad {word}", f"{policy!r} is not possible for {name}", advice)
         policies.update({kind: _nearest(policy, allowed_policies(kind)) for kind in kinds})
     return policies
 
