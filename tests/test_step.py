@@ -1,5 +1,7 @@
 """The train step: what it minimises, against numpy and against plain Keras on one device."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -170,3 +172,104 @@ def test_a_batch_that_replicas_cannot_share_is_an_error():
     two = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     with pytest.raises(ConfigError, match="batch_size is 5, which 2 replicas cannot share evenly; take 4"):
         step.distribute(toy.dataset(8, 5), two, 5)
+
+
+# --- parts, XLA, averages, the guard ------------------------------------------------------------
+
+
+SGD = TrainConfig(optimizer="sgd", learning_rate=0.02)
+
+
+def trained(steps, config=SGD, batch=8, spoil=(), precision="float32", **options):
+    """Weights by name and metrics after some steps on the same batches, however they are computed."""
+    detector, model = toy_model(config, **{k: options.pop(k) for k in ("batch_norm",) if k in options})
+    optimizer = optimizers.build_optimizer(config, steps, model)
+    averages = optimizers.make_averages(config, model, optimizer)
+    update = step.make_train_step(model, detector, optimizer, averages=averages, **options)
+    rows = []
+    for number in range(steps):
+        data = step.fill(toy.batch(batch, seed=number), batch)
+        if number in spoil:
+            data[schema.TARGET_BOXES] *= np.nan
+        rows.append({name: float(value) for name, value in update(data).items()})
+    return {v.name: v.numpy() for v in model.variables}, rows, averages, optimizer, model
+
+
+@pytest.mark.parametrize(("parts", "xla"), [(4, False), (2, True)])
+def test_a_batch_in_parts_is_one_step_of_the_whole_batch(parts, xla):
+    expected, metrics, *_ = trained(3)
+    weights, in_parts, *_ = trained(3, accumulate=parts, xla=xla)
+    for name, value in expected.items():
+        np.testing.assert_allclose(weights[name], value, rtol=1e-6, atol=1e-6, err_msg=name)
+    for one, many in zip(metrics, in_parts):
+        assert one.keys() == many.keys()
+        np.testing.assert_allclose(list(many.values()), list(one.values()), rtol=1e-5)
+
+
+def test_parts_take_their_statistics_one_after_the_other():
+    weights, *_ = trained(2, accumulate=2, batch_norm="plain")
+    whole, *_ = trained(2, batch_norm="plain")
+    assert np.abs(weights["norm1/moving_mean:0"]).max() > 0
+    # two parts move the statistics twice a step: 1 - 0.9^4 of the way instead of 1 - 0.9^2
+    ratio = weights["norm1/moving_mean:0"] / whole["norm1/moving_mean:0"]
+    np.testing.assert_allclose(np.median(ratio), (1 - 0.9**4) / (1 - 0.9**2), rtol=0.1)
+
+
+def test_float16_in_parts():
+    config = TrainConfig(precision="mixed_float16", learning_rate=5e-3)
+    detector, model = toy_model(config)
+    optimizer = optimizers.build_optimizer(config, 10, model)
+    update = step.make_train_step(model, detector, optimizer, accumulate=2)
+    data = step.fill(toy.batch(8), 8)
+    losses = [float(update(data)["loss"]) for _ in range(12)]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_rows_that_cannot_be_cut_into_parts_are_an_error():
+    with pytest.raises(ConfigError, match=r"8, which 1 replicas cannot take in 3 equal parts .*take 6"):
+        step.require_even_split(8, ONE, 3)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_skipped_step_changes_nothing_but_the_count(optimizer):
+    """Weights, slots, batch normalisation and averages stay, as if the batch had not been there."""
+    config = replace(SGD, optimizer=optimizer, ema_decay=0.5)
+    options = {"batch_norm": "plain", "skip_nonfinite": True, "clip_norm": 1.0}
+    weights, metrics, averages, used, _ = trained(3, config, spoil=(2,), **options)
+    expected, _, kept, _, _ = trained(2, config, **options)
+    assert [row["skipped"] for row in metrics] == [0, 0, 1]
+    assert np.isnan(metrics[2]["loss"])
+    assert int(used.iterations) == 3
+    for name, value in expected.items():
+        np.testing.assert_array_equal(weights[name], value, name)
+    for value, other in zip(averages.values, kept.values):
+        np.testing.assert_array_equal(value.numpy(), other.numpy())
+
+
+def test_the_moving_average_by_hand():
+    """With d = min(0.5, (1 + t) / (10 + t)): 2/11 after the first update, 3/12 after the second."""
+    config = replace(SGD, ema_decay=0.5)
+    start = trained(0, config)[0]
+    first = trained(1, config)[0]
+    second, _, averages, _, model = trained(2, config)
+    name = "conv1/kernel:0"
+    expected = start[name] * 2 / 11 + first[name] * 9 / 11
+    expected = expected * 3 / 12 + second[name] * 9 / 12
+    with averages.swapped():
+        np.testing.assert_allclose(model.get_layer("conv1").kernel.numpy(), expected, rtol=1e-5, atol=1e-7)
+    np.testing.assert_array_equal(model.get_layer("conv1").kernel.numpy(), second[name])
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgdw"])
+def test_decoupled_decay_is_the_rate_times_the_decay_and_spares_what_has_one_dimension(name):
+    config = TrainConfig(optimizer=name, weight_decay=0.5, learning_rate=0.1)
+    detector, model = toy_model(config, batch_norm="plain")
+    optimizer = optimizers.build_optimizer(config, 10, model)
+    for variable in model.trainable_variables:
+        if len(variable.shape) < 2:
+            variable.assign(tf.ones_like(variable))
+    batch = toy.batch(4)
+    batch[schema.TARGET_LABELS] = tf.fill([4, 16], schema.IGNORE)
+    _, before, after = one_update(optimizer, batch, detector, model, weight_decay=optimizers.l2(config))
+    for key, value in before.items():
+        np.testing.assert_allclose(after[key], (0.95 if "kernel" in key else 1.0) * value, rtol=1e-6)

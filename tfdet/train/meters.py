@@ -73,7 +73,7 @@ class Meter:
         seconds = time.perf_counter() - self._begin
         images = sum(row[IMAGES] for row in rows)
         speed = {"images_per_second": images / seconds, "data_wait": self._waited / seconds}
-        if self._warm:
+        if self._warm and rows:  # without steps it was not training that took the time
             self.images, self.seconds = self.images + images, self.seconds + seconds
         self._pending, self._warm = [], self._warm or bool(rows)
         self.restart()

@@ -1,0 +1,104 @@
+"""A loss that is not finite: which batch, what is written, and going on without it."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import toy
+
+from tfdet import schema
+from tfdet.config import Config, TrainConfig
+from tfdet.train import checkpoints, devices, guard, loop, setup
+
+CONFIG = Config(train=TrainConfig(batch_size=8, epochs=2, learning_rate=1e-3), class_names=("a", "b"))
+
+
+def spoiled(*numbers):
+    """Batches of which some have targets that are not finite."""
+
+    def spoil(number, row):
+        boxes = tf.where(tf.reduce_any(number == numbers), np.nan, row[schema.TARGET_BOXES])
+        return {**row, schema.TARGET_BOXES: boxes}
+
+    return lambda step: toy.dataset(40, 8, epochs=None).enumerate().map(spoil).skip(step)
+
+
+def fit(run, config=CONFIG, strategy=None, progress=False, batch_norm="plain", **options):
+    detector = toy.Toy(batch_norm)
+    model = setup.build_model(detector, config.train, strategy or tf.distribute.get_strategy())
+    return model, loop.fit(model, detector, config=config, run=run, steps_per_epoch=5, progress=progress, **options)
+
+
+def skipping(**changes):
+    return replace(CONFIG, train=replace(CONFIG.train, on_nan="skip", **changes))
+
+
+def test_the_run_stops_and_leaves_the_batch(tmp_path):
+    text = r"not finite at step 4 \(.*box_loss nan.*images: toy-24, .*toy-31; the batch is in .*step_000004\.npz"
+    with pytest.raises(loop.TrainingError, match=text):
+        fit(tmp_path, make_dataset=spoiled(3), checkpoint_every=2, log_every=100)
+    assert checkpoints.latest_step(tmp_path) == 2
+    dump = guard.read_dump(tmp_path / "nan" / "step_000004.npz")
+    assert dump["step"] == 4
+    assert np.isnan(dump["losses"]["loss"])
+    assert dump["batch"][schema.IMAGE].shape == (8, toy.SIDE, toy.SIDE, 3)
+    np.testing.assert_array_equal(dump["batch"][schema.IMAGE], toy.batch(40)[schema.IMAGE][24:32])
+    lines = guard.describe_dump(dump).splitlines()
+    assert lines[0].startswith("step 4: ")
+    assert lines[1] == "toy-24: 1 boxes, 1 matched anchors, target_boxes not finite"
+
+
+def test_a_skipped_batch_is_counted_and_named(tmp_path, capsys):
+    model, _ = fit(tmp_path, skipping(), make_dataset=spoiled(3, 4, 6), progress=True)
+    assert all(np.isfinite(v.numpy()).all() for v in model.variables)
+    history = (tmp_path / "history.csv").read_text().splitlines()
+    column = history[0].split(",").index("skipped")
+    assert [float(row.split(",")[column]) for row in history[1:]] == [2, 1]
+    err = capsys.readouterr().err
+    assert "not finite at step 4" in err
+    assert "toy-24" in err
+    assert "not finite at step 5" in err
+    assert (tmp_path / "nan" / "step_000004.npz").exists()
+
+
+def test_all_replicas_skip_alike(tmp_path):
+    """Two replicas, of which only the second has rows that are spoiled."""
+
+    def second_half(step):
+        def spoil(number, row):
+            hit = (number == 2) & (tf.range(8) >= 4)
+            boxes = tf.where(hit[:, None, None], np.nan, row[schema.TARGET_BOXES])
+            return {**row, schema.TARGET_BOXES: boxes}
+
+        return toy.dataset(40, 8, epochs=None).enumerate().map(spoil).skip(step)
+
+    config = skipping(optimizer="sgd", ema_decay=0.9, epochs=1)
+    options = {"make_dataset": second_half, "batch_norm": None}
+    two, _ = fit(tmp_path / "two", config, devices.choose_strategy(replicas=2), **options)
+    one, _ = fit(tmp_path / "one", config, **options)
+    for variable, other in zip(two.trainable_variables, one.trainable_variables):
+        np.testing.assert_array_equal(*(part.numpy() for part in variable.values))
+        np.testing.assert_allclose(variable.numpy(), other.numpy(), rtol=1e-4, atol=1e-6)
+    assert all(np.isfinite(v.numpy()).all() for v in two.variables)
+
+
+def test_an_epoch_of_which_nothing_is_left_ends_the_run(tmp_path):
+    with pytest.raises(loop.TrainingError, match="no step of epoch 1 had a loss that is finite"):
+        fit(tmp_path, skipping(), make_dataset=spoiled(*range(5)))
+
+
+def test_a_file_that_is_no_dump_is_an_error(tmp_path):
+    np.savez(tmp_path / "other.npz", a=1)
+    with pytest.raises(ValueError, match="holds no batch"):
+        guard.read_dump(tmp_path / "other.npz")
+    with pytest.raises(ValueError, match="cannot be read"):
+        guard.read_dump(tmp_path / "none.npz")
+
+
+def test_rows_that_fill_a_batch_and_ids_that_are_no_ascii():
+    batch = {
+        schema.IMAGE: np.zeros((2, 4, 4, 3), np.uint8),
+        schema.IMAGE_ID: np.array(["naïve.jpg".encode(), b""], object),
+    }
+    assert guard.image_ids(batch) == "naïve.jpg"
