@@ -238,7 +238,9 @@ def _read_sequentially(record_set, config, start_step, shard):
     def one_epoch(epoch):
         seed = tf.stack([tf.constant(config.data.seed, tf.int64), epoch])
         paths = tf.constant(record_set.shard_paths)
-        order = tf.random.experimental.index_shuffle(tf.range(len(record_set.shard_paths)), seed, len(paths) - 1)
+        order = tf.random.experimental.index_shuffle(
+            tf.range(len(record_set.shard_paths)), seed, len(record_set.shard_paths) - 1
+        )
         files = tf.data.Dataset.from_tensor_slices(tf.gather(paths, order))
         data = files.interleave(tf.data.TFRecordDataset, cycle_length=_FILES_AT_ONCE, num_parallel_calls=2)
         data = _shuffle(data, config.data, epoch)
