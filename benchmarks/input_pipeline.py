@@ -27,7 +27,7 @@ from rich.table import Table
 from tfdet import config as configs_module
 from tfdet import configs, detectors, timing
 from tfdet.config import ConfigError
-from tfdet.data import formats, pipeline, synthetic
+from tfdet.data import faults, formats, pipeline, synthetic
 from tfdet.data.convert import convert
 from tfdet.data.errors import DataError
 from tfdet.data.records import open_split
@@ -221,11 +221,12 @@ def main(arguments=None) -> int:
         baselines = {}
         if options.compare is not None:
             baselines = make_baselines(options.compare, record_set, config, options.images)
+        only = options.only and [*options.only, "pipeline"] if baselines else options.only
+        with faults.named(record_set):
+            rates = measure_ladder(record_set, config, options.images, options.passes, only, baselines)
     except (ConfigError, DataError) as error:
         print(f"input_pipeline: {error}", file=sys.stderr)
         return 2
-    only = options.only and [*options.only, "pipeline"] if baselines else options.only
-    rates = measure_ladder(record_set, config, options.images, options.passes, only, baselines)
     show(rates)
     summary = summarise(rates, options, record_set, config)
     if not options.only:

@@ -1,5 +1,4 @@
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -266,21 +265,3 @@ def test_the_training_graph_has_no_python_and_no_state(record_set):
     }  # fmt: skip
     assert not ops & stateful_random
     assert not {op for op in ops if "PyFunc" in op or "Generator" in op or op == "RandomDataset"}
-
-
-class TestFaults:
-    def test_a_whole_set_has_none(self, record_set):
-        assert pipeline.find_faults(record_set) == []
-
-    def test_each_fault_is_found_and_named(self, tmp_path):
-        record_set = make_records(tmp_path, 12)
-        path = record_set.shard_paths[0]
-        content = bytearray(Path(path).read_bytes())
-        first, second = record_set.index[record_set.index[:, 0] == 0][[1, 3]]
-        content[first[1] + 12 + first[2] // 2] ^= 0xFF  # a flipped byte: the checksum no longer fits
-        content[second[1] + 12 : second[1] + 12 + second[2]] = bytes(second[2])  # the record is all zeros
-        Path(path).write_bytes(content)
-        faults = pipeline.find_faults(record_set)
-        assert [number for number, _ in faults] == [1, 3]
-        assert all(path in text for _, text in faults)
-        assert "record 1 " in faults[0][1]

@@ -133,8 +133,25 @@ def test_a_damaged_record_is_named(tool, only_train, tmp_path, capsys):
     assert tool.main(["--data", str(tmp_path / "records"), "--run", str(tmp_path / "run"), *SMALL, "--gpus", "0"]) == 2
     _, err = capsys.readouterr()
     assert "record 3 (byte" in err
+    assert ", image " in err
     assert "convert the data set again" in err
     assert "Traceback" not in err
+
+
+def test_with_skip_bad_records_training_goes_on(tool, only_train, tmp_path, capsys):
+    shutil.copytree(only_train.directory, tmp_path / "records")
+    for number in (1, 4):
+        _, offset, length = only_train.index[number]
+        with open(tmp_path / "records" / Path(only_train.shard_paths[0]).name, "r+b") as file:
+            file.seek(offset + length // 2)
+            file.write(b"spoiled")
+    where = ["--data", str(tmp_path / "records"), "--run", str(tmp_path / "run")]
+    assert tool.main([*where, *SMALL, "--gpus", "0", "--epochs", "2", "--skip-bad-records"]) == 0
+    out, err = capsys.readouterr()
+    assert "2 of 6 train records are left out" in err
+    assert "epoch 1: 2 bad records left out" in err
+    assert "epoch 2: 2 bad records left out" in err
+    assert (last_line(out)["bad_records"], last_line(out)["steps"]) == (2, 4)
 
 
 def test_help_from_anywhere(tmp_path):

@@ -280,6 +280,7 @@ class DataConfig:
     deterministic: bool = True  # False: batches may come in another order, for a little more speed
     ram_budget_mb: int = 0  # a split that fits is held in memory, as serialized records
     prefetch: int = 2  # batches
+    skip_bad_records: bool = False  # all are tried before training; those that fail are left out, and counted
     min_visible: float = 0.0  # boxes of which less than this share is left in the window are dropped
     seed: int = 0
 
@@ -287,7 +288,10 @@ class DataConfig:
         _one_of("data.resize", self.resize, RESIZE_MODES)
         _one_of("data.shuffle", self.shuffle, SHUFFLE_MODES)
         _require(self.shuffle_buffer > 0, f"data.shuffle_buffer is {self.shuffle_buffer}; it must be positive")
-        _require(self.prefetch >= 0, f"data.prefetch is {self.prefetch}; it must not be negative")
+        for name in ("prefetch", "num_parallel_calls", "private_threads", "ram_budget_mb"):
+            _require(getattr(self, name) >= 0, f"data.{name} is {getattr(self, name)}; it must not be negative")
+        sequential = self.shuffle == "sequential" and self.skip_bad_records
+        _require(not sequential, "data.skip_bad_records needs data.shuffle=global: sequential reading ends at a fault")
 
 
 @dataclass(frozen=True)

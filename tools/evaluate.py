@@ -21,12 +21,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from tfdet.config import NMS_METHODS, ConfigError, override
-from tfdet.data import pipeline
+from tfdet.data import faults, pipeline
 from tfdet.data.errors import DataError
 from tfdet.data.records import open_split
 from tfdet.detectors import runs
 from tfdet.evaluate import coco_results, coco_truth, collect, read_photo, save_plots, summarise
 from tfdet.models.weights import WeightsError
+from tools import bad_records
 
 EPILOG = """
 examples:
@@ -73,8 +74,9 @@ def measure(options) -> dict:
     records = open_split(options.data, options.split)
     config, detector, model = runs.load(options.run, options.weights)
     config = adapt(config, records, options)
+    records = bad_records.without_bad(records, config)
     columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with faults.named(records), Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("", total=records.num_images)
         dataset = pipeline.eval_dataset(records, config)
         images = collect(model, detector, dataset, config, lambda rows: bar.advance(task, rows))

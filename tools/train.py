@@ -21,13 +21,14 @@ import tensorflow as tf
 
 from tfdet import addons, configs, detectors
 from tfdet.config import ConfigError, from_json, override
-from tfdet.data import pipeline
-from tfdet.data.errors import DataError, RecordError
+from tfdet.data import faults, pipeline
+from tfdet.data.errors import DataError
 from tfdet.data.records import open_split
 from tfdet.evaluate import evaluate
 from tfdet.models.weights import WeightsError, load_by_name
 from tfdet.pictures import Samples
 from tfdet.train import checkpoints, devices, loop, optimizers, setup, signals
+from tools import bad_records
 
 DEFAULT_PRESET = "ssd300_mobilenetv2"
 
@@ -110,6 +111,9 @@ def parse_arguments(arguments=None):
     )
     group.add_argument("--weights", type=Path, metavar="FILE", help="Keras .h5 to start from, layers taken by name")
 
+    group.add_argument("--skip-bad-records", action="store_true", default=None,
+                       help="try all records first, and train without those that cannot be read")  # fmt: skip
+
     group = parser.add_argument_group("the run")
     group.add_argument(
         "--resume", action="store_true", help="go on from the newest checkpoint in --run, if there is one"
@@ -142,8 +146,10 @@ def make_config(options, class_names):
     )  # fmt: skip
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     config = replace(config, class_names=class_names, train=replace(config.train, **given))
-    if options.seed is not None:
-        config = replace(config, data=replace(config.data, seed=options.seed))
+    given = {
+        name: getattr(options, name) for name in ("seed", "skip_bad_records") if getattr(options, name) is not None
+    }
+    config = replace(config, data=replace(config.data, **given))
     for assignment in options.set:
         config = override(config, assignment)
     if resuming and config.train.batch_size != read_config(stored).train.batch_size:
@@ -199,6 +205,7 @@ def train(options) -> dict:
     restored = checkpoints.latest_step(options.run) is not None
     records, val = open_split(options.data, "train"), open_val(options.data)
     config = make_config(options, records.class_names)
+    records, val = (bad_records.without_bad(split, config) for split in (records, val))
     detector = detectors.build(config.detector, config.num_classes)
     model = make_model(detector, config, strategy, options.weights, restored)
     describe(options, config, records, val, strategy, model)
@@ -208,30 +215,25 @@ def train(options) -> dict:
         measure["validation"] = batches
         measure["pictures"] = Samples(batches, detector, config).draw
         measure["evaluate"] = lambda model: evaluate(model, detector, batches, config, config.class_names)
-    with faults_named(records, val):
+    with memory_named(), faults.named(records, val):
         summary = loop.fit(
             model, detector, partial(pipeline.train_dataset, records, config, detector.encode), config, options.run,
             steps_per_epoch=config.train.steps_per_epoch or pipeline.steps_per_epoch(records, config.train.batch_size),
-            evaluate_every=options.eval_every, resume=options.resume,
+            evaluate_every=options.eval_every, resume=options.resume, callbacks=bad_records.reports(records),
             checkpoint_every=options.checkpoint_every, checkpoint_minutes=options.checkpoint_minutes, **measure,
         )  # fmt: skip
+    if config.data.skip_bad_records:
+        summary["bad_records"] = len(records.left_out)
     return {**summary, "run": str(options.run)}
 
 
 @contextlib.contextmanager
-def faults_named(*record_sets):
-    """Says what TensorFlow's errors mean to the user: too little memory, or the records that cannot be read."""
+def memory_named():
+    """Says what to do where memory does not suffice."""
     try:
         yield
     except tf.errors.ResourceExhaustedError as error:
         raise ConfigError("the device has too little memory for this: try a smaller --batch-size") from error
-    except (tf.errors.InvalidArgumentError, tf.errors.DataLossError, tf.errors.NotFoundError) as error:
-        faults = [text for records in record_sets if records for _, text in pipeline.find_faults(records)]
-        if not faults:
-            raise
-        listed = "; ".join(faults[:5]) + ("; ..." if len(faults) > 5 else "")
-        advice = "repair the images and convert the data set again with tools/make_tfrecords.py"
-        raise RecordError(f"{len(faults)} records", listed, advice) from error
 
 
 def strict(summary) -> dict:

@@ -1,4 +1,4 @@
-"""Records to batches, in graph mode. The only file with tf.data calls; their order is the point.
+"""Records to batches, in graph mode. All tf.data calls of training are here; their order is the point.
 
     steps      0, 1, 2, ...                      a step's number decides everything that follows
     order      which records                     index_shuffle: a permutation without a buffer
@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdet import schema
-from tfdet.config import NO_AUGMENT, Config
+from tfdet.config import NO_AUGMENT, Config, ConfigError
 from tfdet.data.multiscale import ScaledStages, at_sides
 from tfdet.data.records import RecordSet
 from tfdet.data.stages import Stages, without_boxes
@@ -44,7 +44,9 @@ def train_dataset(
         shard: (i, n): the i-th of n equal slices of every global batch, for input pipelines of n workers.
     Returns:
         Dicts with the keys of schema.py. Every batch has batch_size / n rows; rows that fill up the last batch of
-        an epoch have an empty image_id, and only -2 as labels and targets.
+        an epoch, or stand for a record that is left out, have an empty image_id, and only -2 as labels and targets.
+    Raises:
+        ConfigError: records are to be left out in sequential mode, which cannot step over damaged ones.
     """
     stages = _make_train_stages(record_set, config, encode, config.train.batch_size // shard[1])
     if config.data.shuffle == "sequential":
@@ -188,9 +190,28 @@ def _read_in_order(steps, record_set, config, shuffled, shard):
     order = partial(_order, record_set=record_set, config=config, shuffled=shuffled, shard=shard)
     data = _map(steps, order).unbatch()
     if 0 < record_set.index[:, 2].sum() <= config.data.ram_budget_mb * 1e6:
-        held = tf.constant([bytes(record) for record in _all_records(record_set).as_numpy_iterator()])
+        held = _hold(record_set)
         return _map(data, lambda row: {**row, "serialized": tf.gather(held, row["index"])})
-    return _map(data, _reader(record_set), parallel)
+    return _map(data, read_by_number(record_set), parallel)
+
+
+def _hold(record_set):
+    """All serialized records: string [N]; empty for those that are left out."""
+    if not record_set.left_out:
+        return tf.constant([bytes(record) for record in _all_records(record_set).as_numpy_iterator()])
+    rows = tf.data.Dataset.from_tensor_slices({"index": np.flatnonzero(_is_used(record_set))})
+    rows = _map(rows, read_by_number(record_set), tf.data.AUTOTUNE)
+    held = [b""] * record_set.num_images
+    for row in rows.as_numpy_iterator():
+        held[row["index"]] = row["serialized"]
+    return tf.constant(held)
+
+
+def _is_used(record_set):
+    """bool [N], False for the records that are left out."""
+    used = np.ones(record_set.num_images, bool)
+    used[list(record_set.left_out)] = False
+    return used
 
 
 def _order(step, record_set, config, shuffled, shard):
@@ -203,11 +224,17 @@ def _order(step, record_set, config, shuffled, shard):
     index = position % (last + 1)
     if shuffled:
         index = tf.random.experimental.index_shuffle(index, tf.stack([config.data.seed, epoch]), last)
-    return {"index": index, "epoch": tf.fill([rows], epoch), "valid": position <= last}
+    valid = position <= last
+    if record_set.left_out:  # another record is read in its place, and not looked at
+        used = _is_used(record_set)
+        usable = tf.gather(tf.constant(used), index)
+        index, valid = tf.where(usable, index, used.argmax()), valid & usable
+    return {"index": index, "epoch": tf.fill([rows], epoch), "valid": valid}
 
 
-def _reader(record_set):
-    """A function that reads one record at its byte offset, without an iterator: open, seek, read."""
+def read_by_number(record_set: RecordSet):
+    """A function that reads one record, row["index"], at its byte offset into row["serialized"], without an iterator:
+    open, seek, read."""
     places, paths = tf.constant(record_set.index), tf.constant(record_set.shard_paths)  # captured, not in the graph
     one = {"output_types": [tf.string], "output_shapes": [[]]}
 
@@ -232,6 +259,8 @@ def _read_sequentially(record_set, config, start_step, shard):
 
     Resuming inside an epoch reads what it skips. The key of a record's draws is its position in the epoch.
     """
+    if record_set.left_out:
+        raise ConfigError("data.shuffle=sequential cannot step over damaged records; choose global, or repair them")
     batch_size, number = config.train.batch_size, record_set.num_images
     per_epoch = steps_per_epoch(record_set, batch_size)
 
@@ -270,51 +299,3 @@ def _shuffle(data, data_config, epoch):
         output_shapes=[[]],
     )
     return tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.string))
-
-
-# --- faults -------------------------------------------------------------------------------------
-
-
-def find_faults(record_set: RecordSet) -> list[tuple[int, str]]:
-    """Reads, parses and decodes every record once, at the decoder's speed.
-
-    Returns:
-        (record number, text) of each that fails; the text names shard, record in the shard, and the reason.
-    """
-    check = _checker(record_set)
-
-    def survives(row):  # nothing comes out of the inner data set if `check` raises
-        inner = _map(tf.data.Dataset.from_tensors(row), check).apply(tf.data.experimental.ignore_errors())
-        return inner.concatenate(tf.data.Dataset.from_tensors(False)).take(1).get_single_element()
-
-    rows = _map(tf.data.Dataset.range(record_set.num_images), lambda i: {"index": i})
-    good = np.fromiter(_map(rows, survives, tf.data.AUTOTUNE).as_numpy_iterator(), bool)
-    return [(int(i), _fault(record_set, i)) for i in np.flatnonzero(~good)]
-
-
-def _checker(record_set):
-    read = _reader(record_set)
-
-    def check(row):
-        fields = tf.io.parse_single_example(read(row)["serialized"], schema.record_features())
-        pixels = 3 * fields[schema.HEIGHT] * fields[schema.WIDTH]
-        if record_set.store == "jpeg":
-            found = tf.size(tf.io.decode_jpeg(fields[schema.ENCODED], channels=3), tf.int64)
-        else:
-            found = tf.cast(tf.strings.length(fields[schema.ENCODED]), tf.int64)
-        fits = tf.debugging.assert_equal(found, pixels, "the image has another size than recorded")
-        with tf.control_dependencies([fits] if fits is not None else []):
-            return tf.constant(True)
-
-    return check
-
-
-def _fault(record_set, number):
-    shard, offset, _ = record_set.index[number]
-    in_shard = number - np.searchsorted(record_set.index[:, 0], shard)
-    try:
-        _checker(record_set)({"index": tf.constant(number)})
-        reason = "failed once, and reads well now"
-    except tf.errors.OpError as error:
-        reason = error.message.splitlines()[0].split("}} ")[-1]
-    return f"{record_set.shard_paths[shard]}: record {in_shard} (byte {offset}): {reason}"

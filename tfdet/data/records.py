@@ -29,6 +29,7 @@ class RecordSet:
         num_images, num_boxes: counts over the split.
         max_boxes: the largest count of boxes in one image.
         store: "jpeg" or "raw" (uint8 [H, W, 3] as bytes).
+        left_out: numbers of records that are not used, see faults.leave_out.
     """
 
     directory: str
@@ -41,6 +42,7 @@ class RecordSet:
     num_boxes: int
     max_boxes: int
     store: str
+    left_out: tuple[int, ...] = ()
 
 
 def open_split(directory, split: str) -> RecordSet:
