@@ -138,17 +138,22 @@ def _problems(diagnosis) -> str:
     """A card an image, with all that was found there."""
     groups = defaultdict(list)
     for finding in diagnosis.findings:
-        groups[finding.listing.image_path if finding.listing else finding.problem.where].append(finding)
+        groups[_image_of(finding) or finding.problem.where].append(finding)
     cards, pictures = [], 0
     for findings in groups.values():
-        listing, picture = findings[0].listing, ""
-        if listing and pictures < MOST_PICTURES:
-            picture, pictures = _picture(listing, [finding.problem for finding in findings]), pictures + 1
+        path, picture = _image_of(findings[0]), ""
+        if path and pictures < MOST_PICTURES:
+            listing = next((finding.listing for finding in findings if finding.listing), None)
+            picture, pictures = _picture(path, listing, [finding.problem for finding in findings]), pictures + 1
         lines = "".join(_line(finding.problem) for finding in findings)
         cards.append(f'<div class="card">{picture or "<div class=none>no picture</div>"}<ul>{lines}</ul></div>')
-    left_out = sum(group[0].listing is not None for group in groups.values()) - pictures
+    left_out = sum(bool(_image_of(group[0])) for group in groups.values()) - pictures
     more = f"<p>The pictures of {left_out:,} more images with problems are left out.</p>" if left_out > 0 else ""
     return "".join(cards) + more
+
+
+def _image_of(finding) -> str:
+    return finding.listing.image_path if finding.listing else finding.problem.image_path
 
 
 def _line(problem) -> str:
@@ -157,14 +162,16 @@ def _line(problem) -> str:
     return f'<li><b class="{mark}">{problem.kind}</b> <code>{escape(problem.where)}</code><br>{text}</li>'
 
 
-def _picture(listing, problems) -> str:
+def _picture(path, listing, problems) -> str:
     """The image with its boxes: red and numbered those that problems name, white the others."""
-    with _tolerant():
-        try:
-            image = read_thumbnail(listing.image_path, _SIDE)
-            boxes = _relative(listing)
-        except DataError:
-            return ""
+    try:
+        with _tolerant():
+            image = read_thumbnail(path, _SIDE)
+        if listing is None:
+            return _img(image, path)
+        boxes = _relative(listing)
+    except DataError:
+        return ""
     named = {number for problem in problems for number in problem.boxes}
     bad = np.isin(listing.numbers, list(named))
     return _img(_draw(image, boxes, listing.numbers, bad), listing.image_id)

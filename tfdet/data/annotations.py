@@ -37,7 +37,7 @@ KINDS = {
     "class_out_of_range": ("box", "classes count from 0 in the order of the class names; check --classes"),
     "not_one_hot": ("box", "the columns after the corners hold a single 1"),
     "not_finite": ("box", "remove the box or draw it again"),
-    "wrong_unit": ("box", "the pickle holds corners divided by width and height, the other formats pixels"),
+    "wrong_unit": ("box", "pickles, Darknet and records are relative to the image, the other formats in pixels"),
     "inverted": ("box", "swap the corners: xmin < xmax, ymin < ymax"),
     "zero_area": ("box", "remove the box or draw it again"),
     "size_mismatch": ("image", "draw the boxes on this very file, or correct the size that the annotation states"),
@@ -121,12 +121,14 @@ class Problem:
         where: "file:line" or "file: key 'x'".
         reason: what is wrong.
         boxes: the numbers in their entry, from 1, of the boxes that are meant; none: the image as a whole.
+        image_path: the image, where it is left out of the listings; "" where there is none.
     """
 
     kind: str
     where: str
     reason: str
     boxes: tuple[int, ...] = ()
+    image_path: str = ""
 
     @property
     def loses(self) -> str:

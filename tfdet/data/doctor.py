@@ -113,7 +113,7 @@ def without_shared(splits, listings) -> tuple[list[Listing], list[Problem]]:
             kept.append(item)
         else:
             reason = f"image {item.image_id} is also in the split {split}, at {where}"
-            problems.append(Problem("duplicate_image", item.where, reason))
+            problems.append(Problem("duplicate_image", item.where, reason, image_path=item.image_path))
     return kept, problems
 
 
