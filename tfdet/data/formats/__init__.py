@@ -2,6 +2,7 @@
 whatever it cannot use, without opening an image.
 """
 
+import contextlib
 import glob
 import os
 import re
@@ -46,9 +47,8 @@ def recognise(path) -> str:
         raise AnnotationError(path, "this looks like a JSON list, not like COCO's object", _IN_WORDS)
     if start[:1] == b"<":
         raise AnnotationError(path, "this is an XML file", "for Pascal VOC name the folder that holds the XML files")
-    first = start.split(b"\n", 1)[0].strip()
-    is_table = path.suffix.lower() in (".csv", ".tsv") or re.fullmatch(rb".+?\.\w{3,4}\"?(,[^,]*){5}", first)
-    return "csv" if is_table else "lines"
+    first = start.split(b"\n", 1)[0].decode("utf-8", "replace").strip()
+    return "csv" if path.suffix.lower() in (".csv", ".tsv") or table.begins_table(first) else "lines"
 
 
 def _recognise_folder(path) -> str:
@@ -107,7 +107,7 @@ def _without_duplicates(source) -> Source:
             continue
         same = np.array_equal(earlier.boxes, listing.boxes) and np.array_equal(earlier.labels, listing.labels)
         reason = f"image {listing.image_id} is also at {earlier.where}, with {'the same' if same else 'other'} boxes"
-        problems.append(Problem("duplicate_image", listing.where, reason))
+        problems.append(Problem("duplicate_image", listing.where, reason, image_path=listing.image_path))
     return Source(source.format, source.class_names, kept, problems)
 
 
@@ -136,7 +136,12 @@ def save(path, file_format: str, class_names, entries):
     except OSError as error:
         raise AnnotationError(path, f"cannot be written ({error.strerror or error})", "check the folder") from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True) if partial.is_dir() else partial.unlink(missing_ok=True)
+        shutil.rmtree(partial) if partial.is_dir() else _remove(partial)
+
+
+def _remove(path):
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def _check_names(path, class_names, entries, stems):
