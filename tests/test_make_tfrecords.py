@@ -124,7 +124,7 @@ def test_separate_files_for_validation_and_test(run, data, tmp_path):
     assert {split: len(load(tmp_path / "out", split)) for split in ("train", "val", "test")} == {
         "train": 6, "val": 2, "test": 2,
     }  # fmt: skip
-    assert (tmp_path / "out" / "pets-test.tfrecord-00001-of-00002").exists()
+    assert len(list((tmp_path / "out").glob("pets-test-*.tfrecord-00001-of-00002"))) == 1
     _, summary, _, _ = run(data / "a.txt", *common, "--val-ratio", 0)
     assert list(summary["splits"]) == ["train", "test"]
 
@@ -144,7 +144,7 @@ def test_output_goes_to_tfrecords_by_default(tool, run, data, tmp_path, monkeypa
     monkeypatch.setattr(tool, "TFRECORDS", tmp_path / "tfrecords")
     _, summary, _, _ = run(data / "train.txt", "--classes", data / "classes.txt")
     assert (summary["name"], summary["out"]) == ("data", str(tmp_path / "tfrecords" / "data"))
-    assert (tmp_path / "tfrecords" / "data" / "data-train.index.npy").exists()
+    assert len(list((tmp_path / "tfrecords" / "data").glob("data-train-*.index.npy"))) == 1
 
 
 # --- how it ends --------------------------------------------------------------------------------
@@ -279,7 +279,9 @@ def test_killed_while_writing(data, tmp_path, how, code):
         time.sleep(0.05)
     assert not any(map(is_running, workers))
     if how == signal.SIGINT:
-        assert not out.exists()
+        finished = list((out / ".partial").glob("*.json"))
+        assert (b"interrupted; the same command with --resume goes on" in err) == bool(finished)
+        assert not (out / ".lock").exists()
 
 
 # --- torture ------------------------------------------------------------------------------------

@@ -101,8 +101,9 @@ def convert(
 @contextlib.contextmanager
 def _workplace(directory):
     """The folder for unfinished work, for this process alone. It stays if the work ends early, for what is finished."""
-    existed, partial = files.exists(directory), files.join(directory, PARTIAL)
+    existed, partial = True, files.join(directory, PARTIAL)
     try:
+        existed = files.exists(directory)
         files.make_folder(directory)
         with files.locked(directory):
             files.make_folder(partial)
