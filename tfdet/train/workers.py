@@ -85,13 +85,12 @@ class Agreement:
     def __init__(self, strategy):
         self.is_needed = is_one_of_many(strategy)
 
+        def sum_of(values):  # the identity lies on this replica's device, which the sum asks for
+            return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(values))
+
         @tf.function(autograph=False)
         def add(wishes):
-            total = strategy.run(
-                lambda values: tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values),
-                args=(wishes,),
-            )
-            return strategy.experimental_local_results(total)[0]
+            return strategy.experimental_local_results(strategy.run(sum_of, args=(wishes,)))[0]
 
         self._add = add
 
