@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LEVELS = (  # top first; a room is a module or a package, and rooms of one level do not import each other
-    {"train", "evaluate", "predict", "export", "anchors", "contact_sheet", "pictures"},
+    {"train", "evaluate", "predict", "export", "anchors", "contact_sheet", "pictures", "report"},
     {"detectors"},
     {"data", "models", "nms", "metrics", "draw", "timing", "configs"},
     {"schema", "boxes", "config", "compat", "addons", "quiet"},

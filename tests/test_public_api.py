@@ -19,20 +19,26 @@ PUBLIC = {
     "tfdet.config": "AugmentConfig Config ConfigError DataConfig NmsConfig PriorLayout SsdConfig TrainConfig "
     "YoloConfig from_json override to_json",
     "tfdet.configs": "load",
-    "tfdet.data.annotations": "Annotation AnnotationError FRAMES KINDS Listing Problem read_annotations split_listings "
-    "to_annotation turn_boxes",
+    "tfdet.data.annotations": "Annotation AnnotationError FRAMES KINDS Listing NOTES Problem read_annotations "
+    "relative_boxes split_listings to_annotation turn_boxes",
+    "tfdet.data.checks": "Checks allowed_policies check_image count_cut count_dropped count_kinds examine "
+    "make_policies",
     "tfdet.data.convert": "Report convert record_features",
+    "tfdet.data.doctor": "Diagnosis Finding diagnose suspect_classes without_same_content without_shared",
     "tfdet.data.embedded": "file_size is_embedded name read_bytes",
     "tfdet.data.errors": "AnnotationError DataError ImageError RecordError",
     "tfdet.data.faults": "find_faults leave_out list_faults named",
     "tfdet.data.formats": "FORMATS Source WRITABLE read read_class_names recognise save",
     "tfdet.data.formats.results": "coco_box coco_image_ids coco_results whole_pixels",
-    "tfdet.data.images": "EncodedImage ImageError ImageOptions STORES displayed_size read_header read_image",
+    "tfdet.data.images": "EncodedImage ImageError ImageOptions STORES displayed_size read_header read_image "
+    "read_thumbnail",
     "tfdet.data.inputs": "Photo find_images",
     "tfdet.data.pipeline": "eval_dataset image_dataset ladder read_by_number steps_per_epoch train_dataset",
     "tfdet.data.records": "RecordError RecordSet open_split parse read_index",
     "tfdet.data.rewrite": "Rewritten rewrite",
+    "tfdet.data.statistics": "Facts summarise",
     "tfdet.data.synthetic": "make_photos make_shapes write_both",
+    "tfdet.data.workers": "run_jobs",
     "tfdet.detectors": "build",
     "tfdet.detectors.base": "Detector",
     "tfdet.detectors.postprocess": "detect to_photo",
@@ -42,6 +48,7 @@ PUBLIC = {
     "tfdet.detectors.yolo": "Yolo",
     "tfdet.draw": "class_colour draw_boxes",
     "tfdet.draw.charts": "save_confusion save_precision_recall",
+    "tfdet.draw.distributions": "bars heat_map histogram log_histogram scatter",
     "tfdet.draw.sheet": "Cell contact_sheet",
     "tfdet.evaluate": "coco_results coco_truth collect evaluate read_photo save_plots summarise",
     "tfdet.metrics": "COCO_FIGURES Curve Detections GroundTruth Mistake coco_ap confusion curve_ap mean_ap misses "
@@ -55,6 +62,7 @@ PUBLIC = {
     "tfdet.nms": "non_max_suppression",
     "tfdet.pictures": "Samples",
     "tfdet.predict": "Photo Prediction Predictor find_images load",
+    "tfdet.report": "write_page",
     "tfdet.schema": "record_features",
     "tfdet.timing": "Rate compare cpu_seconds measure peak_rss_mb",
     "tfdet.train.averages": "MovingAverages WeightAverages",

@@ -156,6 +156,7 @@ def count_dropped(problems, checks) -> dict[str, int]:
 
 
 def count_cut(problems, checks) -> int:
+    """Boxes that are cut to their image."""
     return sum(checks.policies[problem.kind] == "clip" for problem in problems)
 
 
