@@ -1,13 +1,17 @@
 """Image files: what is copied, what is changed and how, what is refused and why."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
 
-from tfdet.data.images import ImageError, ImageOptions, displayed_size, read_image
+from tfdet.data.annotations import to_annotation, turn_boxes
+from tfdet.data.formats.common import make_listing
+from tfdet.data.images import ImageError, ImageOptions, displayed_size, read_header, read_image
 
 
 @pytest.fixture
@@ -86,6 +90,79 @@ def test_turned_images_are_stored_upright(photo, tmp_path, orientation, suffix):
     assert again.getexif().get(0x0112, 1) == 1
 
 
+def turned(pixels, orientation):
+    """What a viewer does with stored pixels, uint8 [H, W, 3]: the slow twin (EXIF 2.32, tag 0x0112)."""
+    height, width = pixels.shape[:2]
+    shown = np.zeros((width, height, 3) if orientation >= 5 else pixels.shape, np.uint8)
+    for y in range(height):
+        for x in range(width):
+            right, bottom = width - 1 - x, height - 1 - y
+            place = {1: (y, x), 2: (y, right), 3: (bottom, right), 4: (bottom, x),
+                     5: (x, y), 6: (x, bottom), 7: (right, bottom), 8: (right, y)}[orientation]  # fmt: skip
+            shown[place] = pixels[y, x]
+    return shown
+
+
+@pytest.mark.parametrize("in_pixels", [True, False])
+@pytest.mark.parametrize("frame", ["displayed", "stored"])
+@pytest.mark.parametrize("suffix", ["png", "tiff", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_boxes_stay_on_their_objects_in_both_frames(tmp_path, orientation, suffix, frame, in_pixels):
+    stored = np.full((12, 20, 3), 200, np.uint8)
+    stored[2:5, 3:11] = 0  # the object: x 3 to 11, y 2 to 5
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if suffix == "webp" else {}
+    path = save(Image.fromarray(stored), tmp_path / f"x.{suffix}", exif=exif, **options)
+    image = read_image(path, ImageOptions(store="raw"))
+    shown = np.frombuffer(image.encoded, np.uint8).reshape(image.height, image.width, 3)
+    np.testing.assert_array_equal(shown, turned(stored, orientation))
+    header = read_header(path)
+    assert (header.source_size, header.orientation) == (image.source_size, image.orientation)
+    assert image.source_size == shown.shape[:2]
+    assert image.orientation == orientation
+
+    rows, columns = (np.flatnonzero(axis) for axis in ((shown == 0).any(axis=(1, 2)), (shown == 0).any(axis=(0, 2))))
+    on_shown = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], float)
+    box, height, width = (on_shown, *shown.shape[:2]) if frame == "displayed" else (np.float64([3, 2, 11, 5]), 12, 20)
+    box = box if in_pixels else box / [width, height, width, height]
+    listing = make_listing("f", path, "x", [[*box, 0]], [1], in_pixels=in_pixels, frame=frame)
+    annotation, problems, _ = to_annotation(listing, image.source_size, image.orientation)
+    assert problems == []
+    pixels_of = annotation.boxes[0] * np.array(shown.shape[1::-1] * 2)
+    np.testing.assert_allclose(pixels_of, on_shown, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_faults_are_told_in_the_frame_of_the_boxes(orientation):
+    rows = [
+        [5, 2, 4, 5, 0],
+        [-9, 2, 4, 5, 0],
+        [21, 2, 25, 5, 0],
+        [3, 2, 3, 5, 0],
+        [np.nan, 2, 3, 5, 0],
+        [0, 0, 20, 13, 0],
+    ]
+    listing = make_listing("f", "x", "x", rows, range(1, 7), in_pixels=True, frame="stored")
+    size = (20, 12) if orientation >= 5 else (12, 20)
+    annotation, problems, rounded = to_annotation(listing, size, orientation)
+    kinds = ["inverted", "crosses_border", "outside", "zero_area", "not_finite"]
+    assert [problem.kind for problem in problems] == kinds
+    assert "box 2 (-9, 2, 4, 5; 20 x 12 image)" in problems[1].reason
+    assert rounded == 1
+    assert ((annotation.boxes >= 0) & (annotation.boxes <= 1)).all()
+    np.testing.assert_array_equal(annotation.boxes[1], [0, 0, 1, 1])
+
+
+def test_turning_there_and_back(rng):
+    low = rng.random((50, 2))
+    boxes = np.concatenate([low, low + rng.random((50, 2))], axis=1)
+    for orientation in range(1, 9):
+        back = {6: 8, 8: 6}.get(orientation, orientation)
+        np.testing.assert_allclose(turn_boxes(turn_boxes(boxes, orientation), back), boxes, atol=1e-12)
+        assert turn_boxes(boxes[:0], orientation).shape == (0, 4)
+
+
 def test_a_damaged_tag_is_ignored(photo, tmp_path):
     path = save(photo, tmp_path / "x.jpg", exif=b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x09garbage")
     assert read_image(path).change is None
@@ -122,6 +199,44 @@ def test_sixteen_bits_are_scaled(tmp_path):
     image = read_image(save(Image.fromarray(ramp), tmp_path / "x.png"))
     expected = Image.fromarray((ramp >> 8).astype(np.uint8))
     assert distance(image.encoded, expected) < 2
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff", "ppm"])
+def test_sixteen_bits_of_other_files(tmp_path, suffix):
+    ramp = np.linspace(0, 65535, 48 * 32).reshape(32, 48).astype(np.uint16)
+    path = tmp_path / f"x.{suffix}"
+    if suffix == "ppm":
+        path.write_bytes(b"P5 48 32 65535\n" + ramp.astype(">u2").tobytes())
+    else:
+        Image.fromarray(ramp).save(path)
+    expected = Image.fromarray((ramp >> 8).astype(np.uint8))
+    assert distance(read_image(path).encoded, expected) < 2
+
+
+def test_sixteen_bits_in_three_colours(tmp_path):
+    ramp = np.linspace(0, 65535, 48 * 32 * 3).reshape(32, 48, 3).astype(">u2")
+    rows = b"".join(b"\0" + row.tobytes() for row in ramp)
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", 48, 32, 16, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    ]
+    path = tmp_path / "x.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks))
+    image = read_image(path, ImageOptions(store="raw"))
+    found = np.frombuffer(image.encoded, np.uint8).reshape(32, 48, 3)
+    assert np.abs(found.astype(int) - ramp / 257).max() <= 1
+
+
+def png_chunk(kind, data) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_pixels_of_32_bits_are_explained(tmp_path, dtype):
+    path = save(Image.fromarray(np.ones((8, 8), dtype)), tmp_path / "x.tiff")
+    with pytest.raises(ImageError, match="pixels of 32 bits, whose range is not known; save it with 8 or 16 bits"):
+        read_image(path)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
@@ -200,6 +315,39 @@ def test_files_that_are_no_images(tmp_path, content, text):
         assert error.value.kind == "unreadable_image"
 
 
+def bomb(path, side):
+    """A PNG that claims side x side pixels and holds hardly any."""
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b"")]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks))
+    return path
+
+
+@pytest.mark.parametrize(
+    "side, text", [(10_001, "10001 x 10001 pixels, more than 100000000"), (60_000, "more than 178956970")]
+)
+def test_decompression_bombs_are_refused_by_their_header(tmp_path, monkeypatch, side, text):
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("it was decoded"))
+    with pytest.raises(ImageError, match=text) as error:
+        read_image(bomb(tmp_path / "x.png", side))
+    assert error.value.kind == "too_many_pixels"
+    assert "raise --max-pixels" in str(error.value)
+
+
+def test_the_limit_of_pixels_can_be_moved(photo, tmp_path):
+    path = save(photo, tmp_path / "x.jpg")
+    assert read_image(path, ImageOptions(max_pixels=48 * 32)).encoded == path.read_bytes()
+    with pytest.raises(ImageError, match="48 x 32 pixels, more than 1535"):
+        read_image(path, ImageOptions(max_pixels=48 * 32 - 1))
+
+
+def test_formats_that_start_other_programs_are_not_opened(tmp_path):
+    path = tmp_path / "x.jpg"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
+    with pytest.raises(ImageError, match="not a readable image"):
+        read_image(path)
+
+
 def test_a_folder_is_no_image(tmp_path):
     with pytest.raises(ImageError, match="cannot be read"):
         read_image(tmp_path)
@@ -237,9 +385,11 @@ def test_damage_inside_is_found_by_decoding(photo, tmp_path):
         read_image(path)
 
 
-@pytest.mark.parametrize("options", [{"store": "png"}, {"max_side": -1}, {"quality": 0}])
+@pytest.mark.parametrize(
+    "options", [{"store": "png"}, {"max_side": -1}, {"quality": 0}, {"max_pixels": 0}, {"max_pixels": 10**9}]
+)
 def test_options_are_checked(options):
-    with pytest.raises(ValueError, match="store is one of"):
+    with pytest.raises(ValueError, match=r"(store|max_pixels) is"):
         ImageOptions(**options)
 
 
