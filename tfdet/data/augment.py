@@ -240,14 +240,14 @@ def draw_colour(images, epoch, element, config: AugmentConfig, seed: int) -> dic
 
 
 def change_colour(images, draws: dict):
-    """uint8 [B, H, W, 3] and what `draw_colour` returned -> uint8 [B, H, W, 3]; meant for XLA."""
+    """uint8 [B, H, W, 3] and what `draw_colour` returned -> uint8 [B, H, W*3], see `apply_colour`; meant for XLA."""
+    batch, height, width, _ = images.shape
+    rows = tf.reshape(images, [batch, height, width * 3])
     if not draws:
-        return images
+        return rows
     if "matrix" in draws:
-        pixels = image_ops.apply_colour(*draws["matrix"], images.shape)
-        pixels = tf.clip_by_value(pixels, 0.0, 255.0)
-    else:
-        pixels = tf.cast(images, tf.float32)
+        rows = tf.clip_by_value(image_ops.apply_colour(*draws["matrix"], images.shape), 0.0, 255.0)
     if "hsv" in draws:
-        pixels = image_ops.shift_hsv(pixels, *draws["hsv"])
-    return tf.cast(pixels + 0.5, tf.uint8)
+        pixels = tf.reshape(tf.cast(rows, tf.float32), images.shape)
+        rows = tf.reshape(image_ops.shift_hsv(pixels, *draws["hsv"]), rows.shape)
+    return tf.cast(rows + 0.5, tf.uint8)

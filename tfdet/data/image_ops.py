@@ -152,15 +152,17 @@ def colour_operands(images, matrix, bias):
 
 
 def apply_colour(flat, coefficients, bias, shape):
-    """The affine map of RGB of `colour_operands` -> float32 [*shape], shape = (B, H, W, 3); not clipped."""
+    """The affine map of RGB of `colour_operands` -> float32 [B, H, W*3], not clipped; shape = (B, H, W, 3).
+
+    Whoever wants a dimension of 3 reshapes the result outside of XLA, which would otherwise loop over the 3.
+    """
     batch, height, width, _ = shape
 
     def shifted(k):
         pixels = tf.cast(flat[:, k : k + height * width * 3], tf.float32)
         return coefficients[:, k, None] * tf.reshape(pixels, [batch, height, width * 3])
 
-    result = tf.add_n([shifted(k) for k in range(5)]) + bias[:, None]
-    return tf.reshape(result, shape)
+    return tf.add_n([shifted(k) for k in range(5)]) + bias[:, None]
 
 
 def shift_hsv(images, hue, saturation, value):

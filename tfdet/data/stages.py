@@ -187,16 +187,19 @@ class Stages:
                 return {key: batch[key] for key in (schema.IMAGE, schema.BOXES, schema.LABELS)} | host
             number = tf.searchsorted(sizes, tf.shape(batch[schema.BOXES])[1:2])[0]
             branches = [lambda size=size: run(batch, size) for size in sizes]
-            return {**tf.switch_case(number, branches), **host}
+            outputs = tf.switch_case(number, branches)
+            outputs[schema.IMAGE] = tf.reshape(outputs[schema.IMAGE], batch[schema.IMAGE].shape)
+            return {**outputs, **host}
 
         return stage
 
     def compute(self, batch):
-        """Colour, holes, matching and encoding; static shapes, no strings."""
+        """Colour, holes, matching and encoding; static shapes, no strings. Images come out as [B, H, W*3]."""
         boxes, labels = batch[schema.BOXES], batch[schema.LABELS]
         image = augment.change_colour(batch[schema.IMAGE], batch["draws"])
         if "holes" in batch:
-            image = mixing.cutout_images(image, batch["holes"])
+            holed = mixing.cutout_images(tf.reshape(image, batch[schema.IMAGE].shape), batch["holes"])
+            image = tf.reshape(holed, image.shape)
         outputs = {schema.IMAGE: image, schema.BOXES: boxes, schema.LABELS: labels}
         if self.encode is not None:
             targets = self.encode(boxes, labels)
