@@ -18,7 +18,7 @@ from tfdet.data.annotations import FRAMES, NOTES
 from tfdet.data.checks import FAULTS, count_cut, count_dropped, count_kinds
 from tfdet.data.errors import DataError
 from tfdet.data.formats import FORMATS, read, read_class_names
-from tfdet.data.images import ImageOptions
+from tfdet.data.images import MOST_PIXELS, ImageOptions
 from tools.check_options import HELP, add_check_options, make_checks
 from tools.progress import make_progress
 
@@ -70,8 +70,10 @@ def parse_arguments(arguments=None):
                        help="images on the contact sheet of --html (default: %(default)s)")  # fmt: skip
 
     options = parser.parse_args(arguments)
-    if options.workers < 1 or options.samples < 0 or options.max_pixels < 1:
-        parser.error("--workers and --max-pixels are positive, --samples is not negative")
+    if options.workers < 1 or options.samples < 0:
+        parser.error("--workers is positive, --samples is not negative")
+    if not 1 <= options.max_pixels <= MOST_PIXELS:
+        parser.error(f"--max-pixels is 1 to {MOST_PIXELS}")
     return options
 
 
