@@ -56,6 +56,7 @@ KINDS = {
 FRAMES = ("displayed", "stored")
 NOTES = ("wrong_extension", "same_content", "tiny_box", "duplicate_box", "two_classes", "shifted_classes")
 
+_NOISE = 1e-3  # pixels; floating point alone carries corners this far over the border
 _BORDER_TOLERANCE = 1.001  # pixels that rounding may carry a corner over the border
 
 
@@ -170,7 +171,7 @@ def to_annotation(
         faults = _find_faults(listing, relative, inside, beyond, max(size))
     problems = [_box_problem(listing, drawn_on, i, fault) for i, fault in enumerate(faults) if fault]
     kept = np.isin(faults, ("", "crosses_border"))
-    rounded = int(((faults == "") & (beyond > 0.0)).sum())
+    rounded = int(((faults == "") & (beyond > _NOISE)).sum())
     fields = (inside[kept], listing.labels[kept], listing.difficult[kept])
     return Annotation(listing.image_path, listing.image_id, *fields), problems, rounded
 

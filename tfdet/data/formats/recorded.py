@@ -18,6 +18,7 @@ from tfdet.data.errors import AnnotationError
 from tfdet.data.formats.common import IMAGE_SUFFIXES, Source, box_problem, locate, make_listing, read_text, stated_size
 from tfdet.data.publish import MANIFEST
 
+_NO_RECORDS = (*IMAGE_SUFFIXES, ".txt", ".xml", ".json")  # of which a folder may hold very many
 _SIDES = tuple(f"image/object/bbox/{side}" for side in ("xmin", "ymin", "xmax", "ymax"))
 _LABEL, _TEXT = "image/object/class/label", "image/object/class/text"
 _IGNORED = ("image/object/difficult", "image/object/is_crowd", "image/object/group_of")
@@ -49,8 +50,8 @@ def find_record_files(folder) -> list[Path]:
     manifest = _manifest(folder)
     if manifest:
         return [folder / shard["file"] for split in manifest["splits"].values() for shard in split["shards"]]
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    return [path for path in files if path.suffix.lower() not in IMAGE_SUFFIXES and is_record_file(path)]
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() not in _NO_RECORDS)
+    return [path for path in files if path.is_file() and is_record_file(path)]
 
 
 def read(path, images, class_names, allow_outside) -> Source:
