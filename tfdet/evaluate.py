@@ -86,7 +86,7 @@ def _images(batch, found):
 def summarise(images, class_names) -> dict:
     """The figures of `evaluate` for what `collect` gave."""
     number = len(class_names)
-    truth, detections = _truth(images), _detections(images)
+    truth, detections = flat_arrays(images)
     curves = metrics.voc_curves(truth, detections, number)
     area, points = ([metrics.curve_ap(curve, method) for curve in curves] for method in ("area", "11point"))
     coco = metrics.coco_ap(truth, detections, number)
@@ -107,6 +107,11 @@ def summarise(images, class_names) -> dict:
         },
         "num_images": len(images),
     }
+
+
+def flat_arrays(images) -> tuple[metrics.GroundTruth, metrics.Detections]:
+    """What `collect` gave as the arrays that metrics take; images are numbered in their order."""
+    return _truth(images), _detections(images)
 
 
 def _detections(images):
@@ -143,7 +148,7 @@ def save_plots(images, class_names, directory, photo, min_score: float = 0.6, co
         dict: precision_recall, confusion, mistakes: path.
     """
     paths = {name: Path(directory) / f"{name}.png" for name in ("precision_recall", "confusion", "mistakes")}
-    truth, detections = _truth(images), _detections(images)
+    truth, detections = flat_arrays(images)
     curves = metrics.voc_curves(truth, detections, len(class_names))
     averages = [metrics.curve_ap(curve) for curve in curves]
     charts.save_precision_recall(paths["precision_recall"], curves, averages, class_names, min_score)

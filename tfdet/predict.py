@@ -142,9 +142,8 @@ class Predictor:
         problems, kept = [], {} if keep_images else None
         # an exception would cross tf.data as one of TensorFlow's
         encoded = _read_all(photos, kept, skip or problems.append, stop_at_error=skip is None)
-        threshold = tf.constant(min_score, tf.float32)
         for batch in image_dataset(encoded, config):
-            found = self._detect(batch[schema.IMAGE], batch[schema.IMAGE_SIZE], threshold, labels)
+            found = self.detect(batch[schema.IMAGE], batch[schema.IMAGE_SIZE], min_score, labels)
             yield from self._predictions(photos, kept, batch, found)
         if problems and skip is None:
             raise problems[0]
@@ -153,6 +152,18 @@ class Predictor:
         """The image, upright, with the boxes."""
         image = Image.open(io.BytesIO(prediction.encoded or read_image(prediction.path).encoded))
         return draw_boxes(image, prediction.boxes, prediction.labels, self.class_names, prediction.scores)
+
+    def detect(self, images, image_size, min_score: float = 0.6, labels=None) -> dict:
+        """The detections of a batch that is in memory.
+
+        Args:
+            images: uint8 [B, H, W, 3], as large as the network's input.
+            image_size: int32 [B, 2] height, width of the photos that they show.
+            labels: int32 [N] to look for; None: all.
+        Returns:
+            see `detectors.postprocess.detect`.
+        """
+        return self._detect(images, image_size, tf.constant(min_score, tf.float32), labels)
 
     def _labels(self, classes):
         """int32 [N] labels of the named classes, None for all."""
