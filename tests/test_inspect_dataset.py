@@ -30,6 +30,7 @@ from tfdet.data.errors import DataError
 from tfdet.data.formats import common
 from tfdet.data.images import EncodedImage, ImageOptions
 from tfdet.data.statistics import Facts, summarise
+from tfdet.draw import distributions
 
 TOOL = Path(__file__).resolve().parents[1] / "tools" / "inspect_dataset.py"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -445,6 +446,18 @@ def test_a_page_of_nothing_to_complain_about(run, good, tmp_path):
     text = (tmp_path / "page.html").read_text()
     assert (code, text.count("image/jpeg")) == (0, 3)
     assert "Nothing was found." in text
+
+
+def test_class_names_of_any_letters():
+    svg = distributions.bars(["$\\alpha$", "a < b", "眼鏡", "x" * 100], [4, 3, 2, 1], "boxes")
+    for text in ("$\\alpha$", "a &lt; b", "眼鏡", "x" * 23 + "…"):
+        assert f">{text}<" in svg
+
+
+def test_plots_of_nothing():
+    assert "<svg" in distributions.bars([], [], "boxes")
+    assert "<svg" in distributions.histogram(np.zeros(0, int), "boxes", "images")
+    assert "<svg" in distributions.log_histogram(np.ones(1), "boxes", "images", (1,))
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")

@@ -1,6 +1,7 @@
 """How the boxes and images of a data set are distributed, as SVG pictures. matplotlib only."""
 
 import io
+import warnings
 
 import numpy as np
 from matplotlib import rc_context
@@ -78,11 +79,14 @@ def _plain(axis):
 
 
 def _short(name, most=24):
-    return name if len(name) <= most else name[: most - 1] + "…"
+    name = name if len(name) <= most else name[: most - 1] + "…"
+    return name.replace("$", r"\$")  # else a formula begins
 
 
 def _svg(figure) -> str:
     buffer = io.StringIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "tfdet", "font.family": "sans-serif"}):
+    style = {"svg.fonttype": "none", "svg.hashsalt": "tfdet", "font.family": "sans-serif"}
+    with rc_context(style), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # matplotlib measures text; the browser has letters that it has not
         figure.savefig(buffer, format="svg", dpi=130, metadata={"Date": None})
     return buffer.getvalue()
