@@ -21,7 +21,7 @@ import tensorflow as tf
 
 from tfdet import addons, configs, detectors
 from tfdet.config import ConfigError, from_json, override
-from tfdet.data import faults, pipeline
+from tfdet.data import faults, pipeline, service
 from tfdet.data.errors import DataError
 from tfdet.data.records import open_split
 from tfdet.evaluate import evaluate
@@ -111,6 +111,8 @@ def parse_arguments(arguments=None):
     )
     group.add_argument("--weights", type=Path, metavar="FILE", help="Keras .h5 to start from, layers taken by name")
 
+    group.add_argument("--data-service", metavar="ADDRESS",
+                       help="batches come from a service, see tools/data_service.py: grpc://host:port")  # fmt: skip
     group.add_argument("--skip-bad-records", action="store_true", default=None,
                        help="try all records first, and train without those that cannot be read")  # fmt: skip
 
@@ -196,6 +198,14 @@ def describe(options, config, records, val, strategy, model):
     print(f"run:     {options.run}", flush=True)
 
 
+def make_batches(options, config, records, detector):
+    """(step, shard) -> the training data from there on, made in this process or by a data service."""
+    if not options.data_service:
+        return partial(pipeline.train_dataset, records, config, detector.encode)
+    address = service.check_address(options.data_service)
+    return lambda step, shard=(0, 1): service.served_dataset(records, config, detector.encode, address, step, shard)
+
+
 def train(options) -> dict:
     """The whole job; returns what the last line of output says."""
     strategy = devices.choose_strategy(options.gpus, options.replicas, options.strategy == "multiworker")
@@ -217,7 +227,7 @@ def train(options) -> dict:
         measure["evaluate"] = lambda model: evaluate(model, detector, batches, config, config.class_names)
     with memory_named(), faults.named(records, val):
         summary = loop.fit(
-            model, detector, partial(pipeline.train_dataset, records, config, detector.encode), config, options.run,
+            model, detector, make_batches(options, config, records, detector), config, options.run,
             steps_per_epoch=config.train.steps_per_epoch or pipeline.steps_per_epoch(records, config.train.batch_size),
             evaluate_every=options.eval_every, resume=options.resume, callbacks=bad_records.reports(records),
             checkpoint_every=options.checkpoint_every, checkpoint_minutes=options.checkpoint_minutes, **measure,

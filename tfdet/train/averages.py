@@ -20,6 +20,11 @@ class WeightAverages:
         """The averages, in the order of the model's variables."""
         return [average for _, average in self._pairs]
 
+    @property
+    def saved(self) -> list:
+        """The variables that a checkpoint has to hold besides: none where the optimizer holds them."""
+        return []
+
     @contextlib.contextmanager
     def swapped(self):
         """Inside, the model has the averages for weights."""
@@ -57,6 +62,10 @@ class MovingAverages(WeightAverages):
             super().__init__(
                 (variable, tf.Variable(tf.identity(variable), trainable=False, name="average")) for variable in floating
             )
+
+    @property
+    def saved(self):
+        return self.values
 
     def update(self, iterations):
         """Moves the averages towards the weights; call it outside of the replicas, once an update.

@@ -58,7 +58,7 @@ class RunFolder:
         path: the folder; made where missing.
         model, optimizer: built, so that a checkpoint can be compared with them.
         keep: how many checkpoints stay.
-        averages: `averages.WeightAverages`, saved in place of the weights, or None.
+        averages: `averages.WeightAverages`, or None.
         writes: False for all workers but one: what they save, because all have to take part in it, is thrown away.
 
     Attributes:
@@ -74,7 +74,7 @@ class RunFolder:
         self._step, self._progress = tf.Variable(0, dtype=tf.int64, trainable=False), _Progress()
         self._checkpoint = tf.train.Checkpoint(
             model=model, optimizer=optimizer, inner=optimizers.inner(optimizer),
-            averages=averages.values if averages else [], step=self._step, progress=self._progress,
+            averages=averages.saved if averages else [], step=self._step, progress=self._progress,
         )  # fmt: skip
         self._manager = tf.train.CheckpointManager(self._checkpoint, str(self._out / "checkpoints"), max_to_keep=keep)
 

@@ -40,8 +40,8 @@ def fit(
     Args:
         model: keras.Model built under the strategy it is to run on (`setup.build_model`).
         detector: follows `detectors.base.Detector`.
-        make_dataset: int step -> endless tf.data.Dataset of batches that starts with the batch of that step,
-            so that a resumed run sees the data it would have seen. Global batches of `config.train.batch_size`
+        make_dataset: int step -> tf.data.Dataset of batches that starts with the batch of that step, so that a
+            resumed run sees the data it would have seen; if it ends, it is made again for the next step. Global batches of `config.train.batch_size`
             rows; smaller ones are filled. Where several workers train, it also takes shard=(i, n) and gives the
             i-th of n equal slices of every batch.
         config: Config, written to config.json.
@@ -159,14 +159,15 @@ class _Loop:
     def _open(self):
         """The data from this step on, and the update that fits it."""
         strategy = self._model.distribute_strategy
-        data = workers.feed(self._make_dataset, self._step, strategy, self._train.batch_size)
+        feed = lambda: workers.feed(self._make_dataset, self._step, strategy, self._train.batch_size)  # noqa: E731
+        data = feed()
         self._update = make_train_step(
             self._model, self._detector, self._model.optimizer, element_spec=data.element_spec,
             weight_decay=optimizers.l2(self._train), clip_norm=self._train.clip_norm, averages=self._averages,
             accumulate=self._train.accumulate, xla=self._train.xla, skip_nonfinite=self._train.on_nan == "skip",
         )  # fmt: skip
         self._model.train_tf_function = self._update  # where Keras' TensorBoard callback looks for the graph
-        return iter(data)
+        return workers.Batches(data, feed)
 
     # --- an epoch -------------------------------------------------------------------------------
 

@@ -118,6 +118,10 @@ def _from_addons(config, total_steps, model):
             "train.slow_layers cannot be combined with train.lookahead, train.averaging or mixed_float16; "
             "train.ema_decay goes with it"
         )
+    if config.lookahead and config.averaging != "none":
+        raise ConfigError(
+            "train.lookahead and train.averaging cannot wrap each other; train.lookahead goes with train.ema_decay"
+        )
     rate = schedules.learning_rate(config, total_steps)
     try:
         if config.slow_layers:

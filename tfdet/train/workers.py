@@ -39,6 +39,24 @@ def feed(make_dataset, step, strategy, batch_size):
     return _by_worker(lambda shard: make_dataset(step, shard=shard), strategy, batch_size)
 
 
+class Batches:
+    """The batches of a data set; where it ends, as the epoch of a data service does, those of the one made next.
+
+    Args:
+        data: a distributed data set; reopen: () -> another one, made for the step that training has come to.
+    """
+
+    def __init__(self, data, reopen):
+        self._iterator, self._reopen = iter(data), reopen
+
+    def __next__(self):
+        try:
+            return next(self._iterator)
+        except StopIteration:
+            self._iterator = iter(self._reopen())
+            return next(self._iterator)
+
+
 def feed_whole(dataset, strategy, batch_size):
     """A data set of global batches, distributed; every worker reads all of it and takes its slice of each batch."""
     if not is_one_of_many(strategy):
