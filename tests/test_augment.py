@@ -241,7 +241,8 @@ def test_fused_colours_equal_the_steps_one_by_one(draws, rng, compiled):
 
     def change(images, u, normals):
         matrix = augment.colour_matrix(u, normals, *image_ops.colour_statistics(images), config)
-        return augment.change_colour(images, {"matrix": image_ops.colour_operands(images, *matrix)})
+        draws = {"matrix": image_ops.colour_coefficients(*matrix, 32), "flat": image_ops.flatten(images)}
+        return augment.change_colour(images, draws)
 
     result = tf.function(change, jit_compile=compiled)(*(tf.constant(x) for x in (images, u, normals))).numpy()
     expected = np.stack([twin_colour(*row, config) for row in zip(u, normals, images)])

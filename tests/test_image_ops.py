@@ -157,7 +157,8 @@ def test_apply_colour_is_the_matrix_product(rng, size, compiled):
     matrix, bias = rng.normal(size=(4, 3, 3)).astype("f4"), rng.normal(size=(4, 3)).astype("f4")
 
     def change(images, matrix, bias):
-        return image_ops.apply_colour(*image_ops.colour_operands(images, matrix, bias), images.shape)
+        pixels = image_ops.neighbours(image_ops.flatten(images), images.shape)
+        return image_ops.apply_colour(pixels, *image_ops.colour_coefficients(matrix, bias, images.shape[2]))
 
     result = tf.function(change, jit_compile=compiled)(*(tf.constant(x) for x in (images, matrix, bias)))
     expected = np.einsum("bhwd,bcd->bhwc", images.astype("f8"), matrix) + bias[:, None, None]
@@ -171,7 +172,9 @@ def test_shift_hsv_equals_pythons_colorsys(rng):
     images[0, 0] = np.repeat(np.arange(20)[:, None] * 13, 3, 1)  # grays, black and equal channels
     images[0, 1, :, 1] = images[0, 1, :, 0]
     hue, saturation, value = np.float32([0.1, -0.3]), np.float32([1.4, 0.6]), np.float32([0.7, 1.5])
-    result = image_ops.shift_hsv(*(tf.constant(x) for x in (images, hue, saturation, value))).numpy()
+    pixels = image_ops.neighbours(image_ops.flatten(tf.constant(images)), images.shape)
+    result = image_ops.shift_hsv(pixels, *(tf.constant(x) for x in (hue, saturation, value)))
+    result = result.numpy().reshape(images.shape)
     for b, y, x in np.ndindex(2, 20, 20):
         h, s, v = colorsys.rgb_to_hsv(*(images[b, y, x] / 255.0))
         changed = (h + hue[b]) % 1, min(s * saturation[b], 1), min(v * value[b], 1)

@@ -233,21 +233,22 @@ def draw_colour(images, epoch, element, config: AugmentConfig, seed: int) -> dic
     if has_matrix(config):
         normals = random.normal(seed, random.LIGHTING, epoch, element, 3)
         matrix = colour_matrix(u, normals, *image_ops.colour_statistics(images), config)
-        draws["matrix"] = image_ops.colour_operands(images, *matrix)
+        draws["matrix"] = image_ops.colour_coefficients(*matrix, images.shape[2])
     if has_hsv(config):
         draws["hsv"] = hsv_factors(u, config)
-    return draws
+    return {**draws, "flat": image_ops.flatten(images)} if draws else {}
 
 
 def change_colour(images, draws: dict):
-    """uint8 [B, H, W, 3] and what `draw_colour` returned -> uint8 [B, H, W*3], see `apply_colour`; meant for XLA."""
+    """uint8 [B, H, W, 3] and what `draw_colour` returned -> uint8 [B, H, W*3], see `neighbours`; meant for XLA."""
     batch, height, width, _ = images.shape
-    rows = tf.reshape(images, [batch, height, width * 3])
     if not draws:
-        return rows
+        return tf.reshape(images, [batch, height, width * 3])
+    pixels = image_ops.neighbours(draws["flat"], images.shape)
     if "matrix" in draws:
-        rows = tf.clip_by_value(image_ops.apply_colour(*draws["matrix"], images.shape), 0.0, 255.0)
+        rows = tf.clip_by_value(image_ops.apply_colour(pixels, *draws["matrix"]), 0.0, 255.0)
+        if "hsv" in draws:
+            pixels = image_ops.neighbours(image_ops.flatten(rows), images.shape)
     if "hsv" in draws:
-        pixels = tf.reshape(tf.cast(rows, tf.float32), images.shape)
-        rows = tf.reshape(image_ops.shift_hsv(pixels, *draws["hsv"]), rows.shape)
+        rows = image_ops.shift_hsv(pixels, *draws["hsv"])
     return tf.cast(rows + 0.5, tf.uint8)

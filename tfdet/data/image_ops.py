@@ -131,66 +131,83 @@ def colour_statistics(images):
     return mean, tf.matmul(centred, centred, transpose_a=True) / THUMBNAIL**2
 
 
-def colour_operands(images, matrix, bias):
-    """What `apply_colour` takes, laid out so that XLA's loops run over contiguous memory without an index computed.
+def flatten(images):
+    """Images as XLA's loops like them, over contiguous memory, without an index computed; do this outside of XLA.
 
-    On the flat interleaved pixels r g b r g b ..., channel d of the pixel that position p belongs to stands at
-    p + (d - c), c being p's own channel. So the 3 x 3 matrix is a sum of five shifted copies of the image, each times
-    a coefficient that repeats every three positions.
+    On the flat interleaved pixels r g b r g b ..., the other channels of a pixel stand at most two positions before
+    or after each. So whatever mixes channels is arithmetic on five shifted copies, see `neighbours`.
 
     Args:
-        images: uint8 [B, H, W, 3]; matrix: float32 [B, 3, 3] out x in; bias: float32 [B, 3].
+        images: uint8 or float32 [B, H, W, 3].
     Returns:
-        flat uint8 [B, H*W*3 + 4], coefficients float32 [B, 5, W*3], bias float32 [B, W*3].
+        [B, H*W*3 + 4], two zeros at both ends.
     """
-    batch, height, width, _ = images.shape
-    flat = tf.pad(tf.reshape(images, [batch, height * width * 3]), [[0, 0], [2, 2]])
+    return tf.pad(tf.reshape(images, [images.shape[0], -1]), [[0, 0], [2, 2]])
+
+
+def neighbours(flat, shape):
+    """What stands two positions before each, one before, there, one and two after: five float32 [B, H, W*3].
+
+    Results are to stay in that shape inside of XLA, which would otherwise loop over the 3 channels.
+
+    Args:
+        flat: see `flatten`; shape: (B, H, W, 3).
+    """
+    batch, height, width, _ = shape
+    return [
+        tf.reshape(tf.cast(flat[:, k : k + height * width * 3], tf.float32), [batch, height, width * 3])
+        for k in range(5)
+    ]
+
+
+def colour_coefficients(matrix, bias, width):
+    """An affine map of RGB, for `apply_colour`: what each neighbour of each position of a row counts.
+
+    Channel d of the pixel that position p belongs to stands at p + (d - c), c being p's own channel.
+
+    Args:
+        matrix: float32 [B, 3, 3] out x in; bias: float32 [B, 3]; width: of the images.
+    Returns:
+        coefficients float32 [B, 5, W*3], bias float32 [B, W*3].
+    """
     none = tf.zeros_like(bias[:, 0])
     shifts = [[matrix[:, c, c + k] if 0 <= c + k < 3 else none for c in range(3)] for k in range(-2, 3)]
     coefficients = tf.stack([tf.stack(row, -1) for row in shifts], 1)
-    return flat, tf.tile(coefficients, [1, 1, width]), tf.tile(bias, [1, width])
+    return tf.tile(coefficients, [1, 1, width]), tf.tile(bias, [1, width])
 
 
-def apply_colour(flat, coefficients, bias, shape):
-    """The affine map of RGB of `colour_operands` -> float32 [B, H, W*3], not clipped; shape = (B, H, W, 3).
-
-    Whoever wants a dimension of 3 reshapes the result outside of XLA, which would otherwise loop over the 3.
-    """
-    batch, height, width, _ = shape
-
-    def shifted(k):
-        pixels = tf.cast(flat[:, k : k + height * width * 3], tf.float32)
-        return coefficients[:, k, None] * tf.reshape(pixels, [batch, height, width * 3])
-
-    return tf.add_n([shifted(k) for k in range(5)]) + bias[:, None]
+def apply_colour(pixels, coefficients, bias):
+    """`neighbours` and `colour_coefficients` -> float32 [B, H, W*3], not clipped."""
+    return tf.add_n([coefficients[:, k, None] * pixels[k] for k in range(5)]) + bias[:, None]
 
 
-def shift_hsv(images, hue, saturation, value):
+def shift_hsv(pixels, hue, saturation, value):
     """Changes hue, saturation and value, each an image: the colour change of keras-yolo3.
 
+    A channel is v - v s clip(d - 1, 0, 1), d being its distance from the hue on the circle of 6: 0 for red, 2 for
+    green, 4 for blue. The three are alike, so each position takes itself for the first of them.
+
     Args:
-        images: float32 [B, H, W, 3] in [0, 255]; hue: float32 [B] added, in turns of the circle;
+        pixels: `neighbours`, in [0, 255]; hue: float32 [B] added, in turns of the circle;
         saturation, value: float32 [B] factors; results are clipped to [0, 1].
     Returns:
-        float32 [B, H, W, 3] in [0, 255].
+        float32 [B, H, W*3] in [0, 255].
     """
     wide = lambda x: x[:, None, None]  # noqa: E731
-    red, green, blue = tf.unstack(images * (1.0 / 255.0), axis=-1)
-    high = tf.maximum(tf.maximum(red, green), blue)
-    spread = high - tf.minimum(tf.minimum(red, green), blue)
-    safe = tf.where(spread > 0.0, spread, 1.0)
+    channel = np.arange(pixels[0].shape[-1]) % 3
+    own = pixels[2]
+    second = tf.where(channel == 2, pixels[0], pixels[3])
+    third = tf.where(channel == 0, pixels[4], pixels[1])
+    high = tf.maximum(tf.maximum(own, second), third)
+    spread = high - tf.minimum(tf.minimum(own, second), third)
+    per_spread = 1.0 / tf.maximum(spread, 1e-6)
     sixths = tf.where(
-        high == red,
-        (green - blue) / safe,
-        tf.where(high == green, 2.0 + (blue - red) / safe, 4.0 + (red - green) / safe),
+        own == high,
+        (second - third) * per_spread,
+        tf.where(second == high, 2.0 + (third - own) * per_spread, 4.0 + (own - second) * per_spread),
     )
-    sixths = tf.where(spread > 0.0, sixths, 0.0) + wide(hue) * 6.0
-    s = tf.minimum(spread / tf.where(high > 0.0, high, 1.0) * wide(saturation), 1.0)
-    v = tf.minimum(high * wide(value), 1.0)
-
-    def channel(n):  # HSV to RGB in the form without cases
-        k = n + sixths
-        k = k - 6.0 * tf.floor(k * (1.0 / 6.0))
-        return v - v * s * tf.clip_by_value(tf.minimum(k, 4.0 - k), 0.0, 1.0)
-
-    return tf.stack([channel(5.0), channel(3.0), channel(1.0)], -1) * 255.0
+    distance = tf.abs(sixths + 6.0 * wide(hue - tf.round(hue)))  # at most 8
+    distance = tf.minimum(distance, tf.abs(distance - 6.0))
+    v = tf.minimum(high * wide(value), 255.0)
+    s = tf.minimum(spread / tf.maximum(high, 1e-6) * wide(saturation), 1.0)
+    return v - v * s * tf.clip_by_value(distance - 1.0, 0.0, 1.0)
