@@ -25,7 +25,7 @@ PUBLIC = {
     "make_policies",
     "tfdet.data.convert": "Report convert record_features",
     "tfdet.data.doctor": "Diagnosis Finding diagnose suspect_classes without_same_content without_shared",
-    "tfdet.data.embedded": "file_size is_embedded name read_bytes",
+    "tfdet.data.embedded": "file_of file_size is_embedded name read_bytes",
     "tfdet.data.errors": "AnnotationError DataError ImageError RecordError",
     "tfdet.data.faults": "find_faults leave_out list_faults named",
     "tfdet.data.formats": "FORMATS Source WRITABLE read read_class_names recognise save",

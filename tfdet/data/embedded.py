@@ -18,6 +18,7 @@ def name(file, start: int, end: int, raw_size: tuple[int, int] | None = None) ->
 
 
 def is_embedded(path) -> bool:
+    """Whether a path names an image inside a record file."""
     return _NAME.fullmatch(str(path)) is not None
 
 
