@@ -50,7 +50,7 @@ PUBLIC = {
     "tfdet.draw.charts": "save_confusion save_precision_recall",
     "tfdet.draw.distributions": "bars heat_map histogram log_histogram scatter",
     "tfdet.draw.sheet": "Cell contact_sheet",
-    "tfdet.evaluate": "coco_results coco_truth collect evaluate read_photo save_plots summarise",
+    "tfdet.evaluate": "coco_results coco_truth collect evaluate flat_arrays read_photo save_plots summarise",
     "tfdet.metrics": "COCO_FIGURES Curve Detections GroundTruth Mistake coco_ap confusion curve_ap mean_ap misses "
     "voc_ap voc_curves wrong_detections",
     "tfdet.models.darknet": "build",
