@@ -17,10 +17,11 @@ setup(
         "tensorflow>=2.15,<2.22",
         "tf_keras>=2.15,<2.22",  # Keras 2; asks for the TensorFlow of its own version
         "numpy>=1.23",
-        "pillow>=9.4",
+        "pillow>=10.1",
         "rich>=13",
         "tensorboard>=2.15,<2.22",
         "pycocotools>=2.0.7",
+        "faster-coco-eval>=1.6",  # the same figures in a fifth of the time
         "h5py>=3.9",
         "matplotlib>=3.7",
     ],
