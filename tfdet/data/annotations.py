@@ -32,7 +32,10 @@ KINDS = {
     "wrong_shape": ("image", "an array has a row a box: 4 corners, then a column for each class; check --classes"),
     "bad_row": ("box", "a row is path,xmin,ymin,xmax,ymax,class, or as the header names its columns"),
     "unknown_image": ("box", "list the image, or remove the annotation"),
-    "wrong_columns": ("box", "a box is xmin,ymin,xmax,ymax,class"),
+    "wrong_columns": (
+        "box",
+        "lines: xmin,ymin,xmax,ymax,class; Darknet: class cx cy width height; COCO: [x, y, width, height]",
+    ),
     "not_numeric": ("box", "corners are numbers, the class is a whole number that counts from 0"),
     "class_out_of_range": ("box", "classes count from 0 in the order of the class names; check --classes"),
     "not_one_hot": ("box", "the columns after the corners hold a single 1"),
@@ -166,6 +169,8 @@ def to_annotation(
     relative, drawn_on = relative_boxes(listing, size, orientation)
     sides = np.float64(size[::-1] * 2)
     inside = np.clip(relative, 0.0, 1.0).astype(np.float32)
+    if _is_plain(listing, relative, inside):
+        return Annotation(listing.image_path, listing.image_id, inside, listing.labels, listing.difficult), [], 0
     beyond = (np.maximum(-relative, relative - 1.0) * sides).max(axis=1, initial=0.0)
     with np.errstate(invalid="ignore"):  # corners that are not finite
         faults = _find_faults(listing, relative, inside, beyond, max(size))
@@ -204,6 +209,14 @@ def turn_boxes(boxes, orientation: int):
     if orientation in (3, 4, 7, 8):  # the displayed top is the stored bottom, or right
         y1, y2 = 1 - y2, 1 - y1
     return np.stack([x1, y1, x2, y2], axis=-1)
+
+
+def _is_plain(listing, relative, inside) -> bool:
+    """Whether all boxes are surely without a fault, at a tenth of the cost of looking for each kind."""
+    whole = (
+        (inside[:, 2:] > inside[:, :2]).all() and relative.min(initial=0.0) >= 0.0 and relative.max(initial=1.0) <= 1.0
+    )
+    return bool(whole and (not listing.in_pixels or (listing.boxes[:, 2:] > 1.0).all()))
 
 
 def _find_faults(listing, relative, inside, beyond, longest_side):

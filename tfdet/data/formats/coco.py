@@ -33,7 +33,7 @@ def read(path, images, class_names, allow_outside) -> Source:
     objects, problems = _by_image(path, content)
     listings, root = [], images or path.parent
     for entry in content["images"]:
-        where, listing = f"{path}: image {_name(entry)!r}", None
+        where = f"{path}: image {_name(entry)!r}"
         if not _is_image(entry):
             problems.append(Problem("bad_entry", where, "an image needs an id and a file_name"))
             continue
@@ -47,8 +47,8 @@ def read(path, images, class_names, allow_outside) -> Source:
         good = [i for i, row in enumerate(rows, 1) if len(row) == 6]
         boxes, difficult = [rows[i - 1][:5] for i in good], [rows[i - 1][5] for i in good]
         size = stated_size(entry.get("height"), entry.get("width"))
-        listing = make_listing(where, image, name, boxes, good, in_pixels=True, difficult=difficult, stated_size=size)
-        listings.append(listing)
+        common = {"in_pixels": True, "difficult": difficult, "stated_size": size}
+        listings.append(make_listing(where, image, name, boxes, good, **common))
     return Source("coco", class_names, listings, problems)
 
 

@@ -21,6 +21,7 @@ from tfdet.data.formats.common import (
 )
 
 _NO_LABELS = {"classes", "train", "val", "valid", "test", "trainval", "labels", "names", "readme", "license"}
+_ITEM = r"""(?:[^,'"]|'[^']*'|"[^"]*")+"""  # of a list in one line of YAML
 
 
 def read(path, images, class_names, allow_outside) -> Source:
@@ -134,9 +135,6 @@ def parse_yaml_names(text: str) -> tuple[str, ...]:
         items = [item[2:].strip() for item in items]
     names = tuple(item[1:-1] if re.fullmatch(r"'[^']*'|\"[^\"]*\"", item) else item for item in items)
     return names if len(set(names)) == len(names) and all(names) else ()
-
-
-_ITEM = r"""(?:[^,'"]|'[^']*'|"[^"]*")+"""
 
 
 # --- writing ------------------------------------------------------------------------------------
