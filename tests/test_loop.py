@@ -240,7 +240,7 @@ def test_a_loss_that_is_not_finite_names_the_step_and_the_images(tmp_path):
 
 def test_data_that_ends_is_an_error(tmp_path):
     with pytest.raises(loop.TrainingError, match="ended at step 5; make_dataset has to repeat it"):
-        fit(tmp_path, make_dataset=lambda step: toy.dataset(40, 8), steps_per_epoch=6)
+        fit(tmp_path, make_dataset=lambda step: toy.dataset(40, 8, start_step=step), steps_per_epoch=6)
 
 
 def test_one_epoch_of_a_data_set_that_ends_needs_no_repeating(tmp_path):

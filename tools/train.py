@@ -225,7 +225,7 @@ def train(options) -> dict:
         measure["validation"] = batches
         measure["pictures"] = Samples(batches, detector, config).draw
         measure["evaluate"] = lambda model: evaluate(model, detector, batches, config, config.class_names)
-    with memory_named(), faults.named(records, val):
+    with faults.named(records, val), device_named():
         summary = loop.fit(
             model, detector, make_batches(options, config, records, detector), config, options.run,
             steps_per_epoch=config.train.steps_per_epoch or pipeline.steps_per_epoch(records, config.train.batch_size),
@@ -238,10 +238,14 @@ def train(options) -> dict:
 
 
 @contextlib.contextmanager
-def memory_named():
-    """Says what to do where memory does not suffice."""
+def device_named():
+    """Says what to do where memory does not suffice, or XLA cannot compile the model."""
     try:
         yield
+    except tf.errors.InvalidArgumentError as error:
+        if "unsupported operations when trying to compile" not in str(error):
+            raise
+        raise ConfigError("XLA cannot compile this model on this device; leave out --xla (train.xla)") from error
     except tf.errors.ResourceExhaustedError as error:
         raise ConfigError("the device has too little memory for this: try a smaller --batch-size") from error
 

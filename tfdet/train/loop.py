@@ -41,9 +41,9 @@ def fit(
         model: keras.Model built under the strategy it is to run on (`setup.build_model`).
         detector: follows `detectors.base.Detector`.
         make_dataset: int step -> tf.data.Dataset of batches that starts with the batch of that step, so that a
-            resumed run sees the data it would have seen; if it ends, it is made again for the next step. Global batches of `config.train.batch_size`
-            rows; smaller ones are filled. Where several workers train, it also takes shard=(i, n) and gives the
-            i-th of n equal slices of every batch.
+            resumed run sees the data it would have seen; if it ends, it is made again for the next step. Global
+            batches of `config.train.batch_size` rows; smaller ones are filled. Where several workers train, it also
+            takes shard=(i, n) and gives the i-th of n equal slices of every batch.
         config: Config, written to config.json.
         run: path of the run folder, which all workers share.
         steps_per_epoch: int, updates that count as one epoch.
