@@ -21,9 +21,10 @@ PUBLIC = {
     "tfdet.configs": "load",
     "tfdet.data.annotations": "Annotation AnnotationError FRAMES KINDS Listing NOTES Problem read_annotations "
     "relative_boxes split_listings to_annotation turn_boxes",
+    "tfdet.data.beam": "run_in_pipeline write_whole_shard",
     "tfdet.data.checks": "Checks allowed_policies check_image count_cut count_dropped count_kinds examine "
     "make_policies",
-    "tfdet.data.convert": "Report convert record_features",
+    "tfdet.data.convert": "Report convert",
     "tfdet.data.doctor": "Diagnosis Finding diagnose suspect_classes without_same_content without_shared",
     "tfdet.data.embedded": "file_of file_size is_embedded name read_bytes",
     "tfdet.data.errors": "AnnotationError DataError ImageError RecordError",
@@ -33,10 +34,13 @@ PUBLIC = {
     "tfdet.data.images": "EncodedImage ImageError ImageOptions STORES displayed_size read_header read_image "
     "read_thumbnail",
     "tfdet.data.inputs": "Photo find_images",
+    "tfdet.data.manifest": "check_shard files_of load_index read_index read_manifest",
     "tfdet.data.pipeline": "eval_dataset image_dataset ladder read_by_number steps_per_epoch train_dataset",
     "tfdet.data.records": "RecordError RecordSet open_split parse read_index",
     "tfdet.data.rewrite": "Rewritten rewrite",
     "tfdet.data.statistics": "Facts summarise",
+    "tfdet.data.storage": "compare_storage describe",
+    "tfdet.data.stored": "Fault encode_id first_records image_ids verify",
     "tfdet.data.synthetic": "make_photos make_shapes write_both",
     "tfdet.data.workers": "run_jobs",
     "tfdet.detectors": "build",

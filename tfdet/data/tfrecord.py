@@ -24,10 +24,24 @@ _POWERS = (5685, 1362, 426)  # in bytes
 
 def crc32c(data) -> int:
     """The CRC-32C of some bytes."""
+    if len(data) <= 16:  # numpy's calls would take longer
+        return functools.reduce(_take_byte, data, 0xFFFFFFFF) ^ 0xFFFFFFFF
     message = np.zeros(len(data) + 4, np.uint8)  # the CRC is that of the message times x^32
     message[:-4] = np.frombuffer(data, np.uint8)
     message[:4] ^= 0xFF  # it begins with a register of ones, and ends with its complement
     return _remainder(_fold(message)) ^ 0xFFFFFFFF
+
+
+def _take_byte(register, byte) -> int:
+    return _byte_table()[(register ^ byte) & 0xFF] ^ register >> 8
+
+
+@functools.cache
+def _byte_table() -> list[int]:
+    registers = range(256)
+    for _ in range(8):
+        registers = [register >> 1 ^ (register & 1) * _POLYNOMIAL for register in registers]
+    return registers
 
 
 def _fold(message):
@@ -47,6 +61,7 @@ def _fold(message):
 
 
 def _remainder(message) -> int:
+    """uint8 [N], N at most _POWERS[0] -> the remainder of the division, bit-reversed."""
     masked = _masks()[:, -len(message) :] & message
     parities = np.unpackbits(np.bitwise_xor.reduce(masked, axis=1)[:, None], axis=1).sum(axis=1) & 1
     return int(np.packbits(parities.astype(np.uint8), bitorder="little").view("<u4")[0])
@@ -112,8 +127,8 @@ def example(features: dict) -> bytes:
     Args:
         features: name -> list of bytes, float32 [N] or int64 [N].
     """
-    entries = ((name.encode(), _feature(features[name])) for name in sorted(features))
-    return _field(1, b"".join(_field(1, _field(1, name) + _field(2, feature)) for name, feature in entries))
+    entries = (_field(1, _text(name) + _field(2, _feature(features[name]))) for name in sorted(features))
+    return _field(1, b"".join(entries))
 
 
 def _feature(values) -> bytes:
@@ -122,8 +137,13 @@ def _feature(values) -> bytes:
         return _field(1, b"".join(_field(1, value) for value in values))
     kind, packed = 2, values.astype("<f4").tobytes()
     if values.dtype.kind != "f":
-        kind, packed = 3, b"".join(_varint(int(value)) for value in values)
+        kind, packed = 3, b"".join(map(_varint, values.tolist()))
     return _field(kind, _field(1, packed) if packed else b"")
+
+
+@functools.lru_cache(256)
+def _text(name) -> bytes:
+    return _field(1, name.encode())
 
 
 def _field(number, payload) -> bytes:
@@ -131,6 +151,7 @@ def _field(number, payload) -> bytes:
     return bytes((number << 3 | 2,)) + _varint(len(payload)) + payload
 
 
+@functools.lru_cache(1 << 16)  # lengths and labels come again and again
 def _varint(value) -> bytes:
     value &= (1 << 64) - 1  # negative numbers as two's complement
     octets = bytearray()
