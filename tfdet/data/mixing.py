@@ -237,11 +237,14 @@ def cutout_labels(boxes, labels, holes, output_size, hidden: float):
 
 def cutout_images(images, holes):
     """uint8 [B, H, W, 3], int32 [B, K, 4] -> images with gray holes; meant for XLA."""
-    y, x, height, width = tf.unstack(holes[:, :, None], axis=-1)  # [B, K, 1]
-    rows, columns = tf.range(tf.shape(images)[1]), tf.range(tf.shape(images)[2])
-    in_rows, in_columns = (rows >= y) & (rows < y + height), (columns >= x) & (columns < x + width)
-    hole = tf.reduce_any(in_rows[..., None] & in_columns[:, :, None], 1)
-    return tf.where(hole[..., None], tf.constant(image_ops.GRAY, tf.uint8), images)
+    batch, rows, columns, _ = images.shape
+    row, column = tf.range(rows)[:, None], tf.range(columns * 3)[None] // 3  # a line of interleaved colours
+    pixels = tf.reshape(images, [batch, rows, columns * 3])
+    for hole in tf.unstack(holes, axis=1):
+        y, x, height, width = (part[:, None, None] for part in tf.unstack(hole, axis=-1))
+        inside = (row >= y) & (row < y + height) & (column >= x) & (column < x + width)
+        pixels = tf.where(inside, tf.constant(image_ops.GRAY[0], tf.uint8), pixels)
+    return tf.reshape(pixels, images.shape)
 
 
 # --- all of them --------------------------------------------------------------------------------
