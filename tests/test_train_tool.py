@@ -83,7 +83,7 @@ def test_weights_of_another_run_are_a_start(tool, run, only_train, tmp_path, cap
     ])  # fmt: skip
     out, _ = capsys.readouterr()
     assert code == 0
-    assert "layers loaded" in out
+    assert "tensors loaded" in out
     assert "missing" not in out
     assert "no validation split" in out
     assert "val_loss" not in last_line(out)

@@ -25,10 +25,10 @@ from tfdet.data import faults, pipeline, service
 from tfdet.data.errors import DataError
 from tfdet.data.records import open_split
 from tfdet.evaluate import evaluate
-from tfdet.models.weights import WeightsError, load_by_name
+from tfdet.models.weights import WeightsError
 from tfdet.pictures import Samples
 from tfdet.train import checkpoints, devices, loop, optimizers, setup, signals
-from tools import bad_records
+from tools import bad_records, weights_options
 
 DEFAULT_PRESET = "ssd300_mobilenetv2"
 
@@ -109,8 +109,7 @@ def parse_arguments(arguments=None):
     group.add_argument(
         "--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="any field of the config"
     )
-    group.add_argument("--weights", type=Path, metavar="FILE", help="Keras .h5 to start from, layers taken by name")
-
+    weights_options.add_options(parser)
     group.add_argument("--data-service", metavar="ADDRESS",
                        help="batches come from a service, see tools/data_service.py: grpc://host:port")  # fmt: skip
     group.add_argument("--skip-bad-records", action="store_true", default=None,
@@ -176,11 +175,11 @@ def open_val(directory):
     return open_split(directory, "val") if "val" in manifest["splits"] else None
 
 
-def make_model(detector, config, strategy, weights, restored):
+def make_model(detector, config, strategy, options, restored):
     """The model on its devices, with the weights of a file, which a checkpoint would overwrite."""
     model = setup.new_model(detector, config.train, strategy)
-    if weights and not restored:
-        print(f"{weights}: {load_by_name(model, weights)}", flush=True)
+    if options.weights and not restored:
+        weights_options.load(model, options, config.class_names)
     setup.freeze(model, config.train.frozen)
     return model
 
@@ -212,12 +211,13 @@ def train(options) -> dict:
     if options.deterministic:
         setup.enable_determinism()
     checkpoints.require_new_or_resume(options.run, options.resume)
+    weights_options.check(options)
     restored = checkpoints.latest_step(options.run) is not None
     records, val = open_split(options.data, "train"), open_val(options.data)
     config = make_config(options, records.class_names)
     records, val = (bad_records.without_bad(split, config) for split in (records, val))
     detector = detectors.build(config.detector, config.num_classes)
-    model = make_model(detector, config, strategy, options.weights, restored)
+    model = make_model(detector, config, strategy, options, restored)
     describe(options, config, records, val, strategy, model)
     measure = {}
     if val:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tfdet import detectors
 from tfdet.config import ConfigError, from_json
-from tfdet.models.weights import load_by_name
+from tfdet.models import weights as weight_files
 
 WEIGHTS = ("best.h5", "weights.h5")  # the first that is there
 
@@ -26,7 +26,7 @@ def load(run, weights=None):
     config = _config(run / "config.json")
     detector = detectors.build(config.detector, config.num_classes)
     model = detector.build_model()
-    audit = load_by_name(model, path)
+    audit = weight_files.load(model, path)
     unfit = [*audit.mismatched, *(f"{name}: not in the file" for name in audit.missing)]
     if unfit:
         raise ConfigError(f"{path} does not fit the model of {run / 'config.json'}: {'; '.join(unfit[:5])}")

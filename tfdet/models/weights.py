@@ -1,98 +1,156 @@
-"""Weights from Keras hdf5 files, by layer name, with an account of what was loaded and what was not."""
+"""Weights from files of others into a model, with an account of every tensor: loaded or not, and why.
 
+    Keras hdf5     .h5, .hdf5: what Keras 1 and 2 write, by layer name (hdf5.py)
+    Darknet        .weights: yolov3, yolov3-tiny, or their first layers alone, e.g. darknet53.conv.74 (darknet_file.py)
+    "imagenet"     the backbones that keras.applications has (imagenet.py)
+
+A reader gives `{layer: [(tensor, array), ...]}` with the names of the model's layers; the rest is common.
+"""
+
+from collections import Counter
 from dataclasses import dataclass
-
-import h5py
-import numpy as np
+from pathlib import Path
 
 from tfdet.compat import keras
+from tfdet.models import class_heads, darknet_file, hdf5, imagenet
+from tfdet.models.errors import WeightsError
+
+__all__ = ["Audit", "Row", "WeightsError", "load"]
+
+OUTCOMES = ("loaded", "mismatched", "missing", "unused")
 
 
-class WeightsError(ValueError):
-    """A file that holds no weights for this model."""
+@dataclass(frozen=True)
+class Row:
+    """What became of one tensor: `outcome` is one of OUTCOMES, `text` its shape, or why it was not loaded."""
+
+    layer: str
+    tensor: str
+    outcome: str
+    text: str
 
 
 @dataclass(frozen=True)
 class Audit:
-    """Where each layer's weights came from; names of layers, in the order of the model or of the file.
+    """Where a model's weights came from.
 
     Attributes:
-        loaded: layers that now have the file's weights.
-        mismatched: layers of other shapes in the file, e.g. class heads; "name: (file's shapes), not (model's)".
+        source: the file.
+        rows: tuple of Row, one a tensor of the model, then those that only the file has.
+        loaded: names of layers that now have the file's weights.
+        mismatched: "layer: why", for layers that the file has in another shape, e.g. class heads.
         missing: layers of the model that are not in the file.
         unused: layers of the file that are not in the model.
     """
 
-    loaded: tuple[str, ...]
-    mismatched: tuple[str, ...]
-    missing: tuple[str, ...]
-    unused: tuple[str, ...]
+    source: str
+    rows: tuple
+
+    def _layers(self, outcome):
+        return tuple(dict.fromkeys(row.layer for row in self.rows if row.outcome == outcome))
+
+    @property
+    def loaded(self):
+        return self._layers("loaded")
+
+    @property
+    def mismatched(self):
+        return tuple(dict.fromkeys(f"{row.layer}: {row.text}" for row in self.rows if row.outcome == "mismatched"))
+
+    @property
+    def missing(self):
+        return self._layers("missing")
+
+    @property
+    def unused(self):
+        return self._layers("unused")
+
+    @property
+    def summary(self) -> str:
+        """One line: how many tensors had each outcome."""
+        count = Counter(row.outcome for row in self.rows)
+        return f"{self.source}: {', '.join(f'{count[one]} tensors {one}' for one in OUTCOMES if count[one])}"
 
     def __str__(self):
-        parts = [f"{len(self.loaded)} layers loaded"]
-        for title in ("mismatched", "missing", "unused"):
-            names = getattr(self, title)
-            if names:
-                parts.append(f"{len(names)} {title}: {', '.join(names)}")
-        return "\n  ".join(parts)
+        """The summary, then a line a layer with its tensors."""
+        lines = {}
+        for row in self.rows:
+            lines.setdefault((row.outcome, row.layer), {}).setdefault(row.text, []).append(row.tensor)
+        return "\n".join([self.summary, *(_line(*key, texts) for key, texts in lines.items())])
 
 
-def load_by_name(model, path) -> Audit:
+def _line(outcome, layer, texts):
+    return f"  {outcome:10} {layer}: " + ", ".join(f"{' '.join(names)} {text}" for text, names in texts.items())
+
+
+def load(model, path, *, strict=False, keep=None) -> Audit:
     """Copies weights into the layers of `model` that have a namesake of the same shapes in the file.
 
-    Call it before layers are frozen. Reads what `Model.save_weights` and `Model.save` of Keras 1 and 2 write as hdf5.
+    A layer is loaded whole or not at all. Call it before layers are frozen.
 
     Args:
-        model: keras.Model.
-        path: of the .h5 file.
+        model: keras.Model, one of this package's, or for hdf5 any.
+        path: of the file, or "imagenet".
+        strict: fail, before anything is changed, unless every tensor of the model and of the file has its partner.
+        keep: {class of the model: class of the file}, both from 0 without background: these classes' filters are
+            taken from the file's class heads, of any number of classes; the filters of other classes stay as they are.
     Raises:
-        WeightsError: the file cannot be read, is of another kind, or fits no layer at all.
+        WeightsError: the file cannot be read, is of another kind, fits no layer at all, or, with `strict`, not wholly.
     """
-    stored = _read(path)
-    layers = {layer.name: layer.trainable_weights + layer.non_trainable_weights for layer in model.layers}
-    layers = {name: weights for name, weights in layers.items() if weights}
-    loaded, mismatched = [], []
-    for name, weights in layers.items():
-        if name not in stored:
-            continue
-        here, there = [tuple(weight.shape) for weight in weights], [value.shape for value in stored[name]]
-        if here == there:
-            keras.backend.batch_set_value(list(zip(weights, stored[name])))
-            loaded.append(name)
-        else:
-            mismatched.append(f"{name}: {_shapes(there)}, not {_shapes(here)}")
-    if not loaded:
-        raise WeightsError(f"{path}: no layer of it fits this model; it has {', '.join(list(stored)[:5])}, ...")
-    missing = tuple(name for name in layers if name not in stored)
-    unused = tuple(name for name in stored if name not in layers)
-    return Audit(tuple(loaded), tuple(mismatched), missing, unused)
+    layers = {layer.name: layer for layer in model.layers if layer.weights}
+    stored, heads = _read(model, path), class_heads.find(model)
+    if keep is not None and not heads.keys() & stored.keys():
+        raise WeightsError(f"{path}: has no layer with classes of which some could be kept")
+    rows, values = [], []
+    for name, layer in layers.items():
+        variables = layer.trainable_weights + layer.non_trainable_weights
+        found, reason = _fit(layer, variables, stored.get(name), heads.get(name), keep)
+        outcome = "missing" if name not in stored else "loaded" if found else "mismatched"
+        rows += [Row(name, _short(v.name), outcome, reason or hdf5.shape_text(v.shape)) for v in variables]
+        values += zip(variables, found or ())
+    for name in (name for name in stored if name not in layers):
+        rows += [Row(name, tensor, "unused", "not in the model") for tensor, _ in stored[name]]
+    audit = Audit(str(path), tuple(rows))
+    _require_use(audit, stored, strict)
+    keras.backend.batch_set_value(values)
+    return audit
 
 
-def _read(path):
-    """Layer name -> its arrays in order; layers without weights are left out."""
-    try:
-        with h5py.File(path, "r") as file:
-            root = file.get("model_weights", file)
-            layers = {name: [root[name][weight] for weight in _names(root[name], "weight_names")]
-                      for name in _names(root, "layer_names")}  # fmt: skip
-            return {name: [np.asarray(value) for value in values] for name, values in layers.items() if values}
-    except OSError as error:
-        raise WeightsError(f"{path}: cannot be read as hdf5 ({error})") from error
-    except KeyError as error:
-        raise WeightsError(f"{path}: is not a file of Keras weights by layer name ({error})") from error
+def _read(model, path):
+    if str(path) == imagenet.NAME:
+        return imagenet.read(model)
+    if Path(path).suffix in (".h5", ".hdf5", ".keras") or hdf5.is_hdf5(path):
+        return hdf5.read(model, path)
+    return darknet_file.read(model, path)
 
 
-def _names(group, key):
-    """A list of names among the attributes; Keras cuts long lists into key0, key1, ..."""
-    if key in group.attrs:
-        parts = [group.attrs[key]]
-    else:
-        parts, number = [group.attrs[f"{key}0"]], 1
-        while f"{key}{number}" in group.attrs:
-            parts.append(group.attrs[f"{key}{number}"])
-            number += 1
-    return [name.decode() if isinstance(name, bytes) else str(name) for part in parts for name in part]
+def _fit(layer, variables, entries, head, keep):
+    """The arrays for a layer's variables and a remark, or None and the reason why there are none."""
+    if entries is None:
+        return None, "not in the file"
+    values = [value for _, value in entries]
+    shapes = [tuple(variable.shape) for variable in variables]
+    if head and keep is not None and len(values) == len(shapes):
+        return class_heads.merge(head, [v.numpy() for v in variables], values, keep)
+    if [value.shape for value in values] == shapes:
+        return values, None
+    there = " ".join(hdf5.shape_text(value.shape) for value in values)
+    reason = f"{there} in the file, {' '.join(map(hdf5.shape_text, shapes))} in the model"
+    classes = head and class_heads.count_classes(head, values[-1])
+    if classes and classes != head.classes:
+        reason += f": {classes} classes there, {head.classes} here, so left out; --keep-classes takes a part of them"
+    return None, reason
 
 
-def _shapes(shapes):
-    return " ".join("x".join(map(str, shape)) or "scalar" for shape in shapes)
+def _require_use(audit, stored, strict):
+    if not audit.loaded:
+        raise WeightsError(f"{audit.source}: no layer of it fits this model; it has {', '.join(list(stored)[:5])}, ...")
+    unfit = [f"{row.layer} {row.tensor} ({row.outcome}: {row.text})" for row in audit.rows if row.outcome != "loaded"]
+    if strict and unfit:
+        more = f", and {len(unfit) - 3} more" if len(unfit) > 3 else ""
+        raise WeightsError(f"{audit.source}: not all of it fits, as --strict asks: {'; '.join(unfit[:3])}{more}")
+
+
+def _short(name):
+    """ "conv1/kernel:0" -> "kernel"."""
+    return name.rpartition("/")[2].partition(":")[0]
