@@ -45,21 +45,22 @@ def slow_crc32c(data):
 
 
 def test_crc32c_of_known_texts():
-    assert tfrecord.crc32c(b"") == 0
-    assert tfrecord.crc32c(b"123456789") == 0xE3069283  # the check value of the polynomial
-    assert tfrecord.crc32c(bytes(32)) == 0x8A9136AA  # RFC 3720, B.4
-    assert tfrecord.crc32c(b"\xff" * 32) == 0x62A8AB43
-    assert tfrecord.crc32c(bytes(range(32))) == 0x46DD794E
+    assert tfrecord.crc32c_in_numpy(b"") == 0
+    assert tfrecord.crc32c_in_numpy(b"123456789") == 0xE3069283  # the check value of the polynomial
+    assert tfrecord.crc32c_in_numpy(bytes(32)) == 0x8A9136AA  # RFC 3720, B.4
+    assert tfrecord.crc32c_in_numpy(b"\xff" * 32) == 0x62A8AB43
+    assert tfrecord.crc32c_in_numpy(bytes(range(32))) == 0x46DD794E
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 255, 256, 257, 259, 511, 513])
 def test_crc32c_of_every_kind_of_length(rng, size):
     data = rng.bytes(size)
-    assert tfrecord.crc32c(data) == slow_crc32c(data)
+    assert tfrecord.crc32c_in_numpy(data) == slow_crc32c(data)
 
 
 @pytest.mark.parametrize("size", [0, 1, 80_000, 65_535, 65_536, 65_537, 65_539, 200_000])
-def test_frames_equal_tensorflows(rng, tmp_path, size):
+def test_frames_equal_tensorflows(rng, tmp_path, monkeypatch, size):
+    monkeypatch.setattr(tfrecord, "google_crc32c", None)
     payload = rng.bytes(size)
     with tf.io.TFRecordWriter(str(tmp_path / "x")) as writer:
         writer.write(payload)

@@ -72,11 +72,19 @@ def test_the_powers_that_crcs_are_folded_by_are_a_multiple_of_the_polynomial():
 
 
 @pytest.mark.parametrize("size", [5680, 5681, 5685, 5686, 11_365, 11_366, 11_370, 11_371, 22_740, 300_000])
-def test_crcs_around_the_sizes_where_folding_begins(rng, size, tmp_path):
+def test_crcs_around_the_sizes_where_folding_begins(rng, size, tmp_path, monkeypatch):
     payload = rng.bytes(size)
+    monkeypatch.setattr(tfrecord, "google_crc32c", None)
     with tf.io.TFRecordWriter(str(tmp_path / "x")) as writer:
         writer.write(payload)
     assert tfrecord.frame(payload) == (tmp_path / "x").read_bytes()
+
+
+def test_the_library_gives_the_same_crcs(rng):
+    library = pytest.importorskip("google_crc32c", reason="google-crc32c is not installed: pip install tfdet[fast]")
+    for size in (0, 1, 16, 17, 90_000):
+        data = rng.bytes(size)
+        assert tfrecord.crc32c(memoryview(data)) == tfrecord.crc32c_in_numpy(data) == library.value(data)
 
 
 def test_examples_of_tensorflow_are_parsed():
