@@ -156,8 +156,6 @@ class Stages:
         image = image_ops.resize_into(image, target, self.config.detector.image_size, self.fill)
         if self.flips:
             image = image_ops.flip(image, *tf.unstack(row.pop("flips")))
-        if "affine" in row:
-            image = affine.map_image(image, row.pop("affine"))
         if "filters" in row:
             image = filters.change(image, row.pop("filters"))
         return {**row, schema.IMAGE: image}
@@ -179,6 +177,8 @@ class Stages:
         def stage(batch):
             keys = batch.pop("epoch"), batch.pop("index")
             host = {key: batch.pop(key) for key in _UNTOUCHED if key in batch}
+            if "affine" in batch:
+                batch[schema.IMAGE] = affine.compiled_map_images(batch[schema.IMAGE], batch.pop("affine"))
             mix = batch.pop("mix", {})
             batch[schema.IMAGE] = mixing.mix(batch[schema.IMAGE], mix)
             batch |= {"holes": mix["holes"]} if "holes" in mix else {}
