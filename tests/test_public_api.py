@@ -13,12 +13,14 @@ import tfdet
 PUBLIC = {
     "tfdet": "load",
     "tfdet.addons": "available get",
+    "tfdet.anchors": "best_iou kmeans measure read rounded sides_at_input to_text use",
     "tfdet.boxes": "area clip decode_deltas encode_deltas flip_horizontally flip_vertically from_window "
     "intersection iou is_valid letterbox_window to_cxcywh to_window to_xyxy to_yxyx",
     "tfdet.compat": "TF_VERSION keras",
     "tfdet.config": "AugmentConfig Config ConfigError DataConfig NmsConfig PriorLayout SsdConfig TrainConfig "
     "YoloConfig from_json override to_json",
     "tfdet.configs": "load",
+    "tfdet.contact_sheet": "augmented_sheet",
     "tfdet.data.annotations": "Annotation AnnotationError FRAMES KINDS Listing NOTES Problem read_annotations "
     "relative_boxes split_listings to_annotation turn_boxes",
     "tfdet.data.beam": "run_in_pipeline write_whole_shard",
@@ -51,6 +53,7 @@ PUBLIC = {
     "tfdet.detectors.ssd": "Ssd detection_rows",
     "tfdet.detectors.yolo": "Yolo",
     "tfdet.draw": "class_colour draw_boxes",
+    "tfdet.draw.anchors": "save_clusters",
     "tfdet.draw.charts": "save_confusion save_precision_recall",
     "tfdet.draw.distributions": "bars heat_map histogram log_histogram scatter",
     "tfdet.draw.sheet": "Cell contact_sheet",

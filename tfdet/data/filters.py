@@ -17,7 +17,7 @@ def is_on(config: AugmentConfig) -> bool:
     wanted = [name for name in ("equalize", "sharpness") if getattr(config, name)]
     if wanted and not addons.available():
         try:
-            addons.get("image")
+            addons.get(f"image.{wanted[0]}")
         except ImportError as error:
             raise ConfigError(f"augment.{wanted[0]} needs {error}") from error
     return bool(wanted)
