@@ -23,13 +23,13 @@ def add_check_options(parser):
     group.add_argument("--on-bad", action="append", default=[], metavar="[KIND=]POLICY",
                        help="error, drop, clip or keep (default: faults are errors, notes are kept)")  # fmt: skip
     group.add_argument("--preset", choices=configs.PRESETS, help="report boxes under a pixel at this model's input")
-    group.add_argument("--image-size", type=_image_size, metavar="HxW", help="the same for an input of this size")
+    group.add_argument("--image-size", type=image_size, metavar="HxW", help="the same for an input of this size")
     group.add_argument("--max-boxes", type=int, default=0, metavar="N",
                        help="report images with more boxes (20 is keras-yolo3's limit; tfdet has none)")  # fmt: skip
     return group
 
 
-def _image_size(text) -> tuple[int, int]:
+def image_size(text) -> tuple[int, int]:
     found = re.fullmatch(r"([1-9]\d*)(?:[x,]([1-9]\d*))?", text)
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r} is no size; say 300 or HEIGHTxWIDTH, e.g. 300x400")

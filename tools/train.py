@@ -19,7 +19,7 @@ quiet.import_tensorflow()
 
 import tensorflow as tf
 
-from tfdet import addons, configs, detectors
+from tfdet import addons, anchors, configs, detectors
 from tfdet.config import ConfigError, from_json, override
 from tfdet.data import faults, pipeline, service
 from tfdet.data.errors import DataError
@@ -109,6 +109,7 @@ def parse_arguments(arguments=None):
     group.add_argument(
         "--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="any field of the config"
     )
+    group.add_argument("--anchors", type=Path, metavar="FILE", help="of YOLO, what tools/kmeans_anchors.py wrote")
     weights_options.add_options(parser)
     group.add_argument("--data-service", metavar="ADDRESS",
                        help="batches come from a service, see tools/data_service.py: grpc://host:port")  # fmt: skip
@@ -153,6 +154,8 @@ def make_config(options, class_names):
     config = replace(config, data=replace(config.data, **given))
     for assignment in options.set:
         config = override(config, assignment)
+    if options.anchors:
+        config = anchors.use(config, anchors.read(options.anchors))
     if resuming and config.train.batch_size != read_config(stored).train.batch_size:
         was, now = read_config(stored).train.batch_size, config.train.batch_size
         raise ConfigError(
