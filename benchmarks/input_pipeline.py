@@ -27,20 +27,23 @@ from rich.table import Table
 from tfdet import config as configs_module
 from tfdet import configs, detectors, timing
 from tfdet.config import ConfigError
-from tfdet.data import faults, formats, pipeline, synthetic
+from tfdet.data import faults, formats, pipeline, service, synthetic
 from tfdet.data.convert import convert
 from tfdet.data.errors import DataError
 from tfdet.data.records import open_split
 
+PAPER = configs_module.SSD_PAPER_AUGMENT
 AUGMENTS = {
     "preset": None,
+    "crop": replace(PAPER, expand_probability=0.0),  # every image is cropped, none made small
     "seed": configs_module.AugmentConfig(),
-    "paper": configs_module.SSD_PAPER_AUGMENT,
+    "paper": PAPER,
     "yolo": configs_module.YOLO_AUGMENT,
     "none": configs_module.NO_AUGMENT,
 }
 
 SLOW = {"rykov8": 8, "keras_yolo3": 16, "naive_tf_data": 2}  # gets this many times fewer images a pass
+OTHERS = (*BASELINES, "data_service")
 ROWS = ("pipeline", "read", "parse", "plan", "decode_crop", "resize", "batch", "batch_stage", "prefetch")
 
 EPILOG = """
@@ -61,11 +64,18 @@ def parse_arguments(arguments=None):
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, metavar="DIR", help="what tools/make_tfrecords.py wrote")
+    parser.add_argument(
+        "--originals", type=Path, metavar="DIR", help="decode_only reads these records, which --data was shrunk from"
+    )
     parser.add_argument("--split", default="train", help="(default: %(default)s)")
     parser.add_argument("--images", type=int, default=512, metavar="N", help="images a pass (default: %(default)s)")
     parser.add_argument("--passes", type=int, default=5, metavar="N", help="counted passes (default: %(default)s)")
     parser.add_argument("--preset", choices=configs.PRESETS, default="ssd300_vgg16", help="(default: %(default)s)")
-    parser.add_argument("--augment", choices=AUGMENTS, default="preset", help="(default: the preset's)")
+    parser.add_argument(
+        "--augment",
+        choices=AUGMENTS,
+        help="(default: crop for SSD, which is paper without zooming out, else the preset's)",
+    )
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="(default: %(default)s)")
     parser.add_argument(
         "--threads", type=int, default=0, metavar="N", help="parallel calls of each stage (default: tf.data decides)"
@@ -75,6 +85,9 @@ def parse_arguments(arguments=None):
     )
     parser.add_argument(
         "--only", nargs="+", metavar="ROW", choices=ROWS, help="measure these rows beside decode_only, e.g. pipeline"
+    )
+    parser.add_argument(
+        "--data-service", metavar="ADDRESS", help="measure a service (tools/data_service.py), too: grpc://host:port"
     )
     parser.add_argument(
         "--compare", nargs="*", metavar="NAME", choices=BASELINES,
@@ -101,7 +114,8 @@ def make_config(options, class_names):
     config = configs.load(options.preset)
     data = replace(config.data, num_parallel_calls=options.threads, ram_budget_mb=options.ram_budget_mb)
     train = replace(config.train, batch_size=options.batch_size)
-    augment = AUGMENTS[options.augment] or config.augment
+    name = options.augment or ("crop" if config.detector.kind == "ssd" else "preset")
+    augment = AUGMENTS[name] or config.augment
     return replace(config, data=data, train=train, augment=augment, class_names=class_names)
 
 
@@ -125,10 +139,13 @@ def make_baselines(names, record_set, config, images) -> dict:
     return work
 
 
-def measure_ladder(record_set, config, images, passes, only=None, baselines=None) -> dict:
-    """timing.Rate by stage, plus the whole pipeline as "pipeline", plus the baselines."""
+def measure_ladder(record_set, config, images, passes, only=None, baselines=None, originals=None) -> dict:
+    """timing.Rate by stage, plus the whole pipeline as "pipeline", plus the baselines; decode_only is that of
+    `originals`, or of the records themselves."""
     detector = detectors.build(config.detector, config.num_classes)
     rungs = pipeline.ladder(record_set, config, detector.encode)
+    if originals:
+        rungs["decode_only"] = pipeline.ladder(originals, config)["decode_only"]
     if only:
         wanted = {"decode_only", *only} | ({"prefetch"} if "pipeline" in only else set())
         rungs = {name: rung for name, rung in rungs.items() if name in wanted}
@@ -179,7 +196,7 @@ def plot(rates, path):
 
     names = [name for name in rates if name != "pipeline"]
     figure, axes = pyplot.subplots(figsize=(8, 4), layout="constrained")
-    colours = ["tab:orange" if name in BASELINES else "0.6" if name == "decode_only" else "tab:blue" for name in names]
+    colours = ["tab:orange" if name in OTHERS else "0.6" if name == "decode_only" else "tab:blue" for name in names]
     bars = axes.barh(names, [rates[name].median for name in names], color=colours)
     axes.bar_label(bars, fmt="{:,.0f}", padding=3)
     axes.invert_yaxis()
@@ -192,11 +209,11 @@ def summarise(rates, options, record_set, config) -> dict:
     share = rates["pipeline"].median / rates["decode_only"].median if "pipeline" in rates else None
     return {
         "images_per_second": round(rates["pipeline"].median, 1) if "pipeline" in rates else None,
-        **{name: rate.to_dict() for name, rate in rates.items() if name not in BASELINES},
+        **{name: rate.to_dict() for name, rate in rates.items() if name not in OTHERS},
         "share_of_decode_only": share and round(share, 3),
         "baselines": {
             name: {**rate.to_dict(), "tfdet_is_faster_by": round(rates["pipeline"].median / rate.median, 2)}
-            for name, rate in rates.items() if name in BASELINES
+            for name, rate in rates.items() if name in OTHERS
         },
         "peak_rss_mb": round(timing.peak_rss_mb()),
         "machine": {"cores": os.cpu_count(), "processor": platform.processor() or platform.machine()},
@@ -221,9 +238,14 @@ def main(arguments=None) -> int:
         baselines = {}
         if options.compare is not None:
             baselines = make_baselines(options.compare, record_set, config, options.images)
+        if options.data_service:
+            encode = detectors.build(config.detector, config.num_classes).encode
+            data = service.served_dataset(record_set, config, encode, options.data_service, endless=True)
+            baselines["data_service"] = (data, options.images, options.batch_size)
         only = options.only and [*options.only, "pipeline"] if baselines else options.only
+        originals = options.originals and open_split(options.originals, options.split)
         with faults.named(record_set):
-            rates = measure_ladder(record_set, config, options.images, options.passes, only, baselines)
+            rates = measure_ladder(record_set, config, options.images, options.passes, only, baselines, originals)
     except (ConfigError, DataError) as error:
         print(f"input_pipeline: {error}", file=sys.stderr)
         return 2

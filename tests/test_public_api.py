@@ -43,6 +43,7 @@ PUBLIC = {
     "tfdet.data.statistics": "Facts summarise",
     "tfdet.data.storage": "compare_storage describe",
     "tfdet.data.stored": "Fault encode_id first_records image_ids verify",
+    "tfdet.data.service": "check_address served_dataset",
     "tfdet.data.synthetic": "make_photos make_shapes write_both",
     "tfdet.data.workers": "run_jobs",
     "tfdet.detectors": "build",

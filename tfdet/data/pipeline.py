@@ -35,13 +35,19 @@ def steps_per_epoch(record_set: RecordSet, batch_size: int) -> int:
 
 
 def train_dataset(
-    record_set: RecordSet, config: Config, encode=None, start_step: int = 0, shard: tuple[int, int] = (0, 1)
+    record_set: RecordSet,
+    config: Config,
+    encode=None,
+    start_step: int = 0,
+    shard: tuple[int, int] = (0, 1),
+    numbered=False,
 ) -> tf.data.Dataset:
     """Endless, shuffled, augmented batches from the global step `start_step` on.
 
     Args:
         encode: (boxes [B, M, 4], labels [B, M]) -> dict of targets, see detectors/base.py; None: no targets.
         shard: (i, n): the i-th of n equal slices of every global batch, for input pipelines of n workers.
+        numbered: adds "step" int64 [B], the number of the step each row is for; not in sequential mode.
     Returns:
         Dicts with the keys of schema.py. Every batch has batch_size / n rows; rows that fill up the last batch of
         an epoch, or stand for a record that is left out, have an empty image_id, and only -2 as labels and targets.
@@ -53,7 +59,7 @@ def train_dataset(
         data = _read_sequentially(record_set, config, start_step, shard)
     else:
         steps = tf.data.Dataset.range(start_step, tf.int64.max)
-        data = _read_in_order(steps, record_set, config, config.data.shuffle == "global", shard)
+        data = _read_in_order(steps, record_set, config, config.data.shuffle == "global", shard, numbered)
     return _run(_with_steps(data, stages, start_step), stages)
 
 
@@ -184,11 +190,15 @@ def _decode_whole(serialized, store):
 # --- order and reading --------------------------------------------------------------------------
 
 
-def _read_in_order(steps, record_set, config, shuffled, shard):
+def _read_in_order(steps, record_set, config, shuffled, shard, numbered=False):
     """Rows of the given steps, read one by one at their byte offsets."""
     parallel = config.data.num_parallel_calls or tf.data.AUTOTUNE
     order = partial(_order, record_set=record_set, config=config, shuffled=shuffled, shard=shard)
-    data = _map(steps, order).unbatch()
+    if numbered:
+        data = _map(steps, lambda step: {**(rows := order(step)), "step": tf.fill(tf.shape(rows["index"]), step)})
+    else:
+        data = _map(steps, order)
+    data = data.unbatch()
     if 0 < record_set.index[:, 2].sum() <= config.data.ram_budget_mb * 1e6:
         held = _hold(record_set)
         return _map(data, lambda row: {**row, "serialized": tf.gather(held, row["index"])})

@@ -8,12 +8,13 @@ import contextlib
 import math
 import signal
 import time
+from dataclasses import replace
 
 import tensorflow as tf
 
 from tfdet import config as configs
 from tfdet.compat import keras
-from tfdet.train import checkpoints, guard, optimizers, signals, workers
+from tfdet.train import checkpoints, guard, optimizers, signals, stages, workers
 from tfdet.train.board import Board
 from tfdet.train.callbacks import History, ProgressBar
 from tfdet.train.memory import Memory
@@ -41,11 +42,12 @@ def fit(
         model: keras.Model built under the strategy it is to run on (`setup.build_model`).
         detector: follows `detectors.base.Detector`.
         make_dataset: int step -> tf.data.Dataset of batches that starts with the batch of that step, so that a
-            resumed run sees the data it would have seen; if it ends, it is made again for the next step. Global
-            batches of `config.train.batch_size` rows; smaller ones are filled. Where several workers train, it also
-            takes shard=(i, n) and gives the i-th of n equal slices of every batch.
+            resumed run sees the data it would have seen; if it ends, it is made again for the next step.
+            Global batches of `config.train.batch_size` rows; smaller ones are filled. Where several workers train, it
+            also takes shard=(i, n) and gives the i-th of n equal slices of every batch.
         config: Config, written to config.json.
         run: path of the run folder, which all workers share.
+            With `train.stages` its parts are trained one after the other, and whole epochs belong to each.
         steps_per_epoch: int, updates that count as one epoch.
         validation: tf.data.Dataset of batches with targets, one pass; gives val_loss once an epoch.
         evaluate: model -> dict of figures, e.g. {"map50": 0.7}; called every `evaluate_every` epochs and
@@ -74,23 +76,44 @@ def fit(
         raise configs.ConfigError(f"{steps_per_epoch} steps an epoch leave nothing to train")
     require_even_split(config.train.batch_size, strategy, config.train.accumulate)
     require_possible(config.train, strategy)
-    total_steps = config.train.epochs * steps_per_epoch
+    stages.require_possible(config.train, validation, optimizer)
+    measures = Validation(model, detector, validation, config.train.batch_size, evaluate, evaluate_every), pictures
+    parts, before = stages.parts(config.train), {}
+    for number, train in enumerate(parts):
+        if number + 1 < len(parts) and checkpoints.latest_checkpoint(checkpoints.stage_folder(run, number + 1)):
+            continue  # the run that is resumed has left it behind
+        if config.train.stages:
+            stages.freeze(model, train.frozen)
+        first_epoch = parts[number - 1].epochs if number else 0
+        folder, averages = _open_run(model, train, run, optimizer, steps_per_epoch, number, first_epoch, before)
+        folder.write_text("config.json", configs.to_json(config))
+        loop = _Loop(model, detector, replace(config, train=train), folder, averages, steps_per_epoch, log_every)
+        loop.measures, loop.pace = measures, (checkpoint_every, checkpoint_minutes)
+        with loop.reporting(config.train.epochs, progress and folder.writes):
+            loop.run(make_dataset, [*callbacks, *stages.callbacks(train, folder.path)], start)
+        loop.save_weights()
+        before = folder.progress
+        if loop.is_late:
+            break
+    return {**loop.summary(), "seconds": round(time.perf_counter() - start, 1)}
+
+
+def _open_run(model, train, run, optimizer, steps_per_epoch, number, first_epoch, before):
+    """The folder of a part of the run, and the averages of its weights; continued from its newest checkpoint, or from
+    the part before."""
+    strategy, steps = model.distribute_strategy, (train.epochs - first_epoch) * steps_per_epoch
     with strategy.scope():
-        optimizer = optimizer or optimizers.build_optimizer(config.train, total_steps, model)
-    averages = optimizers.make_averages(config.train, model, optimizer)
+        optimizer = optimizer or optimizers.build_optimizer(train, steps, model)
+    averages = optimizers.make_averages(train, model, optimizer)
     model.optimizer, model.stop_training = optimizer, False  # where Keras callbacks look for them
     writes = workers.is_chief(strategy)
-    folder = checkpoints.RunFolder(run, model, optimizer, config.train.keep_checkpoints, averages, writes)
-    if folder.restore() and config.train.schedule == "constant" and not config.train.warmup_steps:
-        _set_changed_rate(optimizer, folder.progress, config.train)
-    folder.write_text("config.json", configs.to_json(config))
-    loop = _Loop(model, detector, config, folder, averages, steps_per_epoch, log_every)
-    loop.measures = Validation(model, detector, validation, config.train.batch_size, evaluate, evaluate_every), pictures
-    loop.pace = checkpoint_every, checkpoint_minutes
-    with loop.reporting(total_steps, progress and writes):
-        loop.run(make_dataset, callbacks, start)
-    loop.save_weights()
-    return {**loop.summary(), "seconds": round(time.perf_counter() - start, 1)}
+    folder = checkpoints.RunFolder(run, model, optimizer, train.keep_checkpoints, averages, writes, number)
+    if folder.restore():
+        if train.schedule == "constant" and not train.warmup_steps:
+            _set_changed_rate(optimizer, folder.progress, train)
+    elif number:
+        folder.begin(first_epoch * steps_per_epoch, stages.next_progress(first_epoch, before))
+    return folder, averages
 
 
 def _set_changed_rate(optimizer, progress, train):
@@ -111,14 +134,14 @@ class _Loop:
         # epochs that ended; that their steps are done is not enough, an interrupt may have come during validation
         self._epoch = folder.progress.get("epoch", 0)
         self._mean = EpochMean(folder.progress.get("mean"))
-        self._meter, self._logs, self._ending = Meter(), {}, None
+        self._meter, self._logs, self.is_late = Meter(), {}, False
 
     @contextlib.contextmanager
-    def reporting(self, total_steps, progress):
+    def reporting(self, epochs, progress):
         """The reports, open; an interrupt leaves a checkpoint behind."""
         self._history = History(self._folder, self._epoch)
         self._board = Board(self._folder.path / "logs" if self._folder.writes else None)
-        bar = ProgressBar(self._train.epochs, self._step, total_steps, progress)
+        bar = ProgressBar(epochs, self._step, epochs * self._steps_per_epoch, progress)
         with signals.Requests() as self._requests, bar as self._bar:
             try:
                 yield
@@ -275,8 +298,11 @@ class _Loop:
         return self._agreement.on([time.perf_counter() - self._saved_at >= 60 * minutes])[0]
 
     def save_weights(self):
+        """weights.h5, and the file that the config names besides where training has come to its end."""
         with self._averaged():
             self._folder.save_weights("weights.h5")
+            if self._train.saved_as and not self.is_late:
+                self._folder.save_weights(self._train.saved_as)
 
     # --- the guard ------------------------------------------------------------------------------
 
@@ -314,11 +340,11 @@ class _Loop:
         """
         if self._agreement.is_needed and self._step % self._log_every and self._step % self._steps_per_epoch:
             return False
-        late = self._model.stop_training or time.perf_counter() >= self._deadline
-        late, signalled = self._agreement.on([late, self._requests.received is not None])
+        wishes = [self._model.stop_training, time.perf_counter() >= self._deadline, self._requests.received is not None]
+        stopped, self.is_late, signalled = self._agreement.on(wishes)
         if signalled:
             raise signals.Requested
-        return late
+        return stopped or self.is_late
 
     def _learning_rate(self):
         return float(tf.convert_to_tensor(optimizers.rate_of(self._model.optimizer)))
