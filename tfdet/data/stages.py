@@ -16,7 +16,9 @@ from tfdet.data import affine, augment, filters, image_ops, mixing, random
 
 SMALLEST_BUCKET = 8
 # what the batch stage hands through
-_UNTOUCHED = (schema.IMAGE_ID, schema.IMAGE_SIZE, schema.TRUE_BOXES, schema.TRUE_LABELS, schema.TRUE_DIFFICULT)
+_UNTOUCHED = (
+    schema.IMAGE_ID, schema.IMAGE_SIZE, schema.TRUE_BOXES, schema.TRUE_LABELS, schema.TRUE_DIFFICULT, "step",
+)  # fmt: skip
 
 
 def buckets(max_boxes: int) -> list[int]:
