@@ -4,6 +4,8 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+PROGRAMS = {"tfdet.programs.tools": "tools", "tfdet.programs.benchmarks": "benchmarks"}
+
 setup(
     name="tfdet",
     version="0.1.0",
@@ -12,7 +14,10 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=find_packages(include=["tfdet", "tfdet.*"]),
+    # the programs of tools/ and benchmarks/ come along, for the command `tfdet`
+    packages=[*find_packages(include=["tfdet", "tfdet.*"]), *PROGRAMS],
+    package_dir=PROGRAMS,
+    entry_points={"console_scripts": ["tfdet = tfdet.cli:main"]},
     install_requires=[
         "tensorflow>=2.15,<2.22",
         "tf_keras>=2.15,<2.22",  # Keras 2; asks for the TensorFlow of its own version
@@ -28,6 +33,7 @@ setup(
     extras_require={
         # tensorflow-addons ended with TensorFlow 2.15; Python 3.10 and 3.11
         "addons": ["tensorflow~=2.15.0", "tf_keras~=2.15.0", "tensorflow-addons~=0.23.0", "numpy<2"],
+        "onnx": ["tf2onnx>=1.16", "onnxruntime>=1.16"],
         "dev": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "ruff>=0.5"],
     },
 )

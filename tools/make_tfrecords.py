@@ -32,7 +32,9 @@ from tools.writing_options import (
     verify_records,
 )
 
-TFRECORDS = Path(__file__).resolve().parents[1] / "tfrecords"
+_ROOT = Path(__file__).resolve().parents[1]
+# an installed package has no such folder beside it; the working folder gets one
+TFRECORDS = _ROOT / "tfrecords" if (_ROOT / "setup.py").exists() else Path("tfrecords")
 DEFAULT_SPLIT = {"pickle": ("sorted", 0.2)}  # by the format; ("shuffled", 0.1) for the others
 
 EPILOG = (
