@@ -42,7 +42,7 @@ def parse_arguments(arguments=None):
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--images", type=int, default=4096, metavar="N", help="images a pass (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=16384, metavar="N", help="images a pass (default: %(default)s)")
     parser.add_argument("--photos", type=int, default=128, metavar="N",
                         help="different ones among them, drawn once (default: %(default)s)")  # fmt: skip
     parser.add_argument("--passes", type=int, default=3, metavar="N", help="counted passes (default: %(default)s)")
