@@ -17,9 +17,10 @@ PUBLIC = {
     "tfdet.boxes": "area clip decode_deltas encode_deltas flip_horizontally flip_vertically from_window "
     "intersection iou is_valid letterbox_window to_cxcywh to_window to_xyxy to_yxyx",
     "tfdet.compat": "TF_VERSION keras",
-    "tfdet.config": "AugmentConfig Config ConfigError DataConfig NmsConfig PriorLayout SsdConfig TrainConfig "
+    "tfdet.config": "AugmentConfig Config ConfigError DataConfig NmsConfig PriorLayout SsdConfig StageConfig TrainConfig "
     "YoloConfig from_json override to_json",
     "tfdet.configs": "load",
+    "tfdet.configs.recipes": "apply",
     "tfdet.contact_sheet": "augmented_sheet",
     "tfdet.data.annotations": "Annotation AnnotationError FRAMES KINDS Listing NOTES Problem read_annotations "
     "relative_boxes split_listings to_annotation turn_boxes",
@@ -82,6 +83,7 @@ PUBLIC = {
     "tfdet.train.setup": "build_model enable_determinism find_layers freeze new_model require_possible "
     "synchronise_batch_norm",
     "tfdet.train.signals": "Requested Requests Terminated",
+    "tfdet.train.stages": "callbacks freeze next_progress parts require_possible",
     "tfdet.train.step": "distribute fill make_eval_step make_train_step require_even_split",
 }
 

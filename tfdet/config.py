@@ -295,8 +295,27 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class StageConfig:
+    """A part of a run before its last one: other layers frozen, another rate, an optimizer of its own, no patience."""
+
+    epochs: int  # it ends after this one, counted from the start of the run
+    learning_rate: float
+    frozen: tuple[str, ...] = ()
+    saved_as: str = ""
+
+    def __post_init__(self):
+        _require(
+            self.epochs > 0, f"train.stages has {self.epochs} epochs; a stage ends after the first at the earliest"
+        )
+        _require(self.learning_rate > 0, f"train.stages has the learning rate {self.learning_rate}; it is positive")
+
+
+@dataclass(frozen=True)
 class TrainConfig:
-    """The optimisation. `batch_size` is global: the images of one update, all replicas and parts together."""
+    """The optimisation. `batch_size` is global: the images of one update, all replicas and parts together.
+
+    With `stages` those come first, and the other fields describe the last part of the run.
+    """
 
     batch_size: int = 32
     accumulate: int = 1  # parts that a replica takes its share of a batch in, one after the other, to save memory
@@ -319,6 +338,13 @@ class TrainConfig:
     xla: bool = False  # compiles the forward and backward pass of the step
     sync_batch_norm: bool = False
     on_nan: str = "stop"  # or "skip": a loss that is not finite is counted, and its update left out
+    stages: tuple[StageConfig, ...] = ()
+    plateau_patience: int = 0  # epochs without a lower val_loss before the rate is lowered; 0: it never is
+    plateau_factor: float = 0.1
+    stopping_patience: int = 0  # epochs without a lower val_loss before the run ends; 0: it never does
+    epoch_files: str = ""  # weights of the epochs with the lowest val_loss so far: "ep{epoch:03d}-{val_loss:.3f}.h5"
+    epoch_files_every: int = 1  # epochs from one of these files to the next, at least
+    saved_as: str = ""  # another file for the weights at the end
     seed: int = 0
     keep_checkpoints: int = 2
 
@@ -331,7 +357,18 @@ class TrainConfig:
         _require(self.accumulate > 0, f"train.accumulate is {self.accumulate}; it must be positive")
         _require(0 <= self.ema_decay < 1, f"train.ema_decay is {self.ema_decay}; it lies in [0, 1)")
         _require(self.slow_factor > 0, f"train.slow_factor is {self.slow_factor}; it must be positive")
-        _require(self.keep_checkpoints > 0, f"train.keep_checkpoints is {self.keep_checkpoints}; it must be positive")
+        for name in ("keep_checkpoints", "epoch_files_every"):
+            _require(getattr(self, name) > 0, f"train.{name} is {getattr(self, name)}; it must be positive")
+        for name in ("plateau_patience", "stopping_patience"):
+            _require(getattr(self, name) >= 0, f"train.{name} is {getattr(self, name)}; it must not be negative")
+        _require(0 < self.plateau_factor < 1, f"train.plateau_factor is {self.plateau_factor}; it lies in (0, 1)")
+        plain = self.schedule == "constant" and not self.warmup_steps
+        _require(plain or not self.plateau_patience, "train.plateau_patience lowers a constant rate without a warm-up")
+        ends = [stage.epochs for stage in self.stages] + [self.epochs]
+        _require(
+            sorted(set(ends)) == ends,
+            f"the parts of the run (train.stages, train.epochs) end after epochs {ends}; they must rise",
+        )
         averages = not (self.ema_decay and self.averaging != "none")
         _require(averages, "train.ema_decay and train.averaging both average the weights; choose one")
         _one_of("train.optimizer", self.optimizer, OPTIMIZERS)

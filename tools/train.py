@@ -21,13 +21,14 @@ import tensorflow as tf
 
 from tfdet import addons, anchors, configs, detectors
 from tfdet.config import ConfigError, from_json, override
+from tfdet.configs import recipes
 from tfdet.data import faults, pipeline, service
 from tfdet.data.errors import DataError
 from tfdet.data.records import open_split
 from tfdet.evaluate import evaluate
 from tfdet.models.weights import WeightsError
 from tfdet.pictures import Samples
-from tfdet.train import checkpoints, devices, loop, optimizers, setup, signals
+from tfdet.train import checkpoints, devices, loop, optimizers, setup, signals, stages
 from tools import bad_records, weights_options
 
 DEFAULT_PRESET = "ssd300_mobilenetv2"
@@ -48,13 +49,24 @@ examples:
   # two machines, the same command on each, with its own "index" (0 writes the results, --run is a shared folder)
   TF_CONFIG='{"cluster": {"worker": ["a:2222", "b:2222"]}, "task": {"type": "worker", "index": 0}}' \\
       python tools/train.py --data tfrecords/mine --run runs/mine --strategy multiworker
+  # as keras-yolo3: 50 epochs with the body frozen, then 50 of all layers; from Darknet's or keras-yolo3's weights
+  python tools/train.py --data tfrecords/mine --recipe yolo --weights yolov3.weights
+  python tools/train.py --data tfrecords/mine --recipe yolo --freeze-body 1 --weights darknet53.conv.74
+  # the classes that COCO has too keep their filters; the names of COCO's classes stand in coco.names
+  python tools/train.py --data tfrecords/mine --recipe yolo --weights yolov3.weights \\
+      --keep-classes person,lorry=truck --source-classes coco.names
+  # as rykov8/ssd_keras, from its weights, which were made for 7,308 priors
+  python tools/train.py --data tfrecords/mine --recipe ssd --weights weights_SSD300.hdf5 \\
+      --set detector.priors=ssd300_7308
+  # AdamW, warm-up and cosine, averaged weights, mosaics; images of many sizes for YOLOv3
+  python tools/train.py --data tfrecords/mine --recipe modern --preset yolov3_tiny
   # any field of the config, as often as needed
   python tools/train.py --data tfrecords/mine --set train.optimizer=sgd --set augment.vertical_flip=0
 
-The run folder gets config.json, weights.h5 (the last), best.h5 (the best on the val split), checkpoints/,
-history.csv, logs/ for TensorBoard, and nan/ with the batch of a loss that was not finite. Ctrl-C and SIGTERM end a
-run after the step that runs, with a checkpoint. A mistake in the input ends with exit code 2 and one line that says
-what to do. The last line on standard output is one JSON object.
+The run folder gets config.json, weights.h5 (the last), best.h5 (the best on the val split), checkpoints/, the files
+of weights that a recipe names, history.csv, logs/ for TensorBoard, and nan/ with the batch of a loss that was not
+finite. Ctrl-C and SIGTERM end a run after the step that runs, with a checkpoint. A mistake in the input ends with exit
+code 2 and one line that says what to do. The last line on standard output is one JSON object.
 """
 
 
@@ -73,6 +85,14 @@ def parse_arguments(arguments=None):
     )
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="what tools/make_tfrecords.py wrote")
     parser.add_argument("--preset", choices=configs.PRESETS, help=f"detector and settings (default: {DEFAULT_PRESET})")
+    parser.add_argument(
+        "--recipe", choices=tuple(recipes.PRESET_OF),
+        help="how to train: ssd as rykov8/ssd_keras, yolo as keras-yolo3 in two stages, modern (see the examples)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--freeze-body", type=int, choices=recipes.FREEZE_BODY,
+        help="of --recipe yolo: what the first stage freezes, 1: the body, 2: all but the outputs (default)",
+    )  # fmt: skip
     parser.add_argument("--run", type=Path, metavar="DIR", help="folder for the results (default: runs/PRESET)")
 
     group = parser.add_argument_group("devices")
@@ -138,7 +158,7 @@ def make_config(options, class_names):
     """
     stored = options.run / "config.json"
     resuming = options.resume and stored.exists()
-    config = read_config(stored) if resuming else configs.load(options.preset)
+    config = read_config(stored) if resuming else start_config(options)
     if resuming and config.class_names != class_names:
         was, now = ", ".join(config.class_names), ", ".join(class_names)
         raise ConfigError(f"{options.run} was trained for the classes {was}; {options.data} has {now}")
@@ -165,6 +185,14 @@ def make_config(options, class_names):
     return config
 
 
+def start_config(options):
+    """The preset with the recipe, where there is one."""
+    config = configs.load(options.preset)
+    if not options.recipe:
+        return config
+    return recipes.apply(config, options.recipe, epochs=options.epochs or 0, freeze_body=options.freeze_body)
+
+
 def read_config(path):
     try:
         return from_json(path.read_text(encoding="utf-8"))
@@ -183,7 +211,12 @@ def make_model(detector, config, strategy, options, restored):
     model = setup.new_model(detector, config.train, strategy)
     if options.weights and not restored:
         weights_options.load(model, options, config.class_names)
-    setup.freeze(model, config.train.frozen)
+    frozen = stages.parts(config.train)[0].frozen
+    if frozen and not options.weights and not restored:
+        print(
+            "train: without --weights the frozen layers keep the random weights that they begin with", file=sys.stderr
+        )
+    setup.freeze(model, frozen)
     return model
 
 
@@ -261,11 +294,14 @@ def strict(summary) -> dict:
 
 def main(arguments=None) -> int:
     options = parse_arguments(arguments)
-    if options.resume and options.preset:
-        print(f"train: --resume takes the settings of the run; --preset {options.preset} counts only if there are none",
-              file=sys.stderr)  # fmt: skip
-    options.preset = options.preset or DEFAULT_PRESET
-    options.run = options.run or Path("runs") / options.preset
+    given = " ".join(f"--{name} {getattr(options, name)}" for name in ("preset", "recipe") if getattr(options, name))
+    if options.resume and given:
+        print(f"train: --resume takes the settings of the run; {given} counts only if there are none", file=sys.stderr)
+    if options.freeze_body is not None and not options.recipe:
+        print("train: --freeze-body says something about --recipe yolo", file=sys.stderr)
+        return 2
+    options.preset = options.preset or recipes.PRESET_OF.get(options.recipe, DEFAULT_PRESET)
+    options.run = options.run or Path("runs") / "_".join(filter(None, [options.preset, options.recipe]))
     try:
         summary = train(options)
     except (ConfigError, DataError, WeightsError, loop.TrainingError, OSError) as error:

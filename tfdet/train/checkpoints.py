@@ -1,7 +1,8 @@
 """The folder of a run: what is in it, and how a run that was cut short finds its place again.
 
     config.json    the whole config, written first
-    checkpoints/   model, optimizer, averages, and where the loop and its callbacks stand; the newest few
+    checkpoints/   model, optimizer, averages, and where the loop and its callbacks stand; the newest few. Those of
+                   a run's second part lie in stage_2/
     weights.h5     at the end of the training
     best.h5        the epoch with the best score, which the file carries as an attribute
     history.csv    one line an epoch (callbacks.py)
@@ -22,6 +23,7 @@ import tensorflow as tf
 from tfdet.config import ConfigError
 from tfdet.train import optimizers
 
+CHECKPOINTS = "checkpoints"
 SCORE = "tfdet_score"  # attribute of best.h5
 
 
@@ -31,13 +33,28 @@ def latest_step(run):
     Raises:
         ConfigError: the checkpoint cannot be read.
     """
-    path = tf.train.latest_checkpoint(str(Path(run) / "checkpoints"))
-    if path is None:
+    folders = [folder for folder in [Path(run) / CHECKPOINTS, *_stage_folders(run)] if latest_checkpoint(folder)]
+    if not folders:
         return None
+    path = latest_checkpoint(folders[-1])
     try:
         return int(tf.train.load_variable(path, "step/.ATTRIBUTES/VARIABLE_VALUE"))
     except (tf.errors.OpError, ValueError, KeyError) as error:
         raise ConfigError(f"{path} cannot be read as a checkpoint of tfdet: {_first_line(error)}") from error
+
+
+def latest_checkpoint(folder):
+    """The path of the newest checkpoint in a folder, or None."""
+    return tf.train.latest_checkpoint(str(folder))
+
+
+def stage_folder(run, number) -> Path:
+    """Where the checkpoints of a run's part lie, counted from 0: an optimizer of one part is none for another."""
+    return Path(run) / CHECKPOINTS / (f"stage_{number + 1}" if number else "")
+
+
+def _stage_folders(run):
+    return sorted((Path(run) / CHECKPOINTS).glob("stage_*"), key=lambda path: int(path.name.rpartition("_")[2]))
 
 
 def require_new_or_resume(run, resume):
@@ -59,13 +76,14 @@ class RunFolder:
         model, optimizer: built, so that a checkpoint can be compared with them.
         keep: how many checkpoints stay.
         averages: `averages.WeightAverages`, or None.
+        stage: int, part of the run, from 0, whose checkpoints these are.
         writes: False for all workers but one: what they save, because all have to take part in it, is thrown away.
 
     Attributes:
         step: int, updates made so far. progress: dict that JSON can hold, where the loop and its callbacks stand.
     """
 
-    def __init__(self, path, model, optimizer, keep, averages=None, writes=True):
+    def __init__(self, path, model, optimizer, keep, averages=None, writes=True, stage=0):
         self.path, self.writes, self.step = Path(path), writes, 0
         self.path.mkdir(parents=True, exist_ok=True)
         self._thrown_away = None if writes else tempfile.TemporaryDirectory(prefix="tfdet_worker_")
@@ -76,7 +94,10 @@ class RunFolder:
             model=model, optimizer=optimizer, inner=optimizers.inner(optimizer),
             averages=averages.saved if averages else [], step=self._step, progress=self._progress,
         )  # fmt: skip
-        self._manager = tf.train.CheckpointManager(self._checkpoint, str(self._out / "checkpoints"), max_to_keep=keep)
+        self._checkpoints = stage_folder(self.path, stage)
+        self._manager = tf.train.CheckpointManager(
+            self._checkpoint, str(stage_folder(self._out, stage)), max_to_keep=keep
+        )
 
     @property
     def progress(self) -> dict:
@@ -88,7 +109,7 @@ class RunFolder:
         Raises:
             ConfigError: it belongs to another model or optimizer.
         """
-        path = tf.train.latest_checkpoint(str(self.path / "checkpoints"))
+        path = latest_checkpoint(self._checkpoints)
         if path is None:
             return False
         try:
@@ -101,6 +122,11 @@ class RunFolder:
         self.step = int(self._step.numpy())
         self._best = _score_of(self.path / "best.h5")
         return True
+
+    def begin(self, step, progress):
+        """Starts where another part of the run has ended."""
+        self.step, self._progress.values = step, progress
+        self._best = _score_of(self.path / "best.h5")
 
     def save(self, step, progress):
         """Writes a checkpoint, numbered by how many were written before it."""

@@ -1,0 +1,68 @@
+"""The parts of a run, one after the other: each has its own frozen layers, learning rate and optimizer.
+
+Weights, epochs and the data's order go on from part to part, and so does the best value of Keras' ModelCheckpoint;
+patience is counted anew.
+"""
+
+from dataclasses import replace
+
+from tfdet.compat import keras
+from tfdet.config import ConfigError
+from tfdet.train import setup
+
+MONITORED = "val_loss"
+
+
+def parts(train) -> list:
+    """The stages of a TrainConfig, and what its other fields describe as the last part: list of TrainConfig."""
+    first = [
+        replace(
+            train, epochs=stage.epochs, learning_rate=stage.learning_rate, frozen=stage.frozen,
+            saved_as=stage.saved_as, plateau_patience=0, stopping_patience=0, stages=(),
+        )
+        for stage in train.stages
+    ]  # fmt: skip
+    return [*first, replace(train, stages=())]
+
+
+def freeze(model, patterns):
+    """Freezes the layers that match, and no others, see `setup.freeze`."""
+    model.trainable = True
+    setup.freeze(model, patterns)
+
+
+def require_possible(train, validation, optimizer):
+    """Raises ConfigError where the parts of a run need what is not there."""
+    watching = train.plateau_patience or train.stopping_patience or train.epoch_files
+    if watching and validation is None:
+        raise ConfigError(
+            "train.epoch_files, plateau_patience and stopping_patience go by val_loss, and there is no validation split"
+        )
+    if train.stages and optimizer is not None:
+        raise ConfigError("train.stages makes an optimizer for each part, so fit takes none")
+
+
+def callbacks(train, folder) -> list:
+    """The Keras callbacks that a part of a TrainConfig asks for; their files lie in `folder`."""
+    found = []
+    if train.epoch_files:
+        path = str(folder / train.epoch_files)
+        found.append(keras.callbacks.ModelCheckpoint(path, MONITORED, save_best_only=True, save_weights_only=True))
+        found[0].period = train.epoch_files_every  # as an argument it is deprecated, and nothing else counts epochs
+    if train.plateau_patience:
+        kind = keras.callbacks.ReduceLROnPlateau
+        found.append(kind(MONITORED, factor=train.plateau_factor, patience=train.plateau_patience))
+    if train.stopping_patience:
+        # as keras-yolo3: any decrease counts
+        found.append(keras.callbacks.EarlyStopping(MONITORED, patience=train.stopping_patience))
+    return found
+
+
+def next_progress(epoch, progress) -> dict:
+    """Where a part starts from.
+
+    Args:
+        epoch: int, at which the part before ends. progress: the last of that part, see `RunFolder`.
+    """
+    files = [entry for entry in progress.get("callbacks", []) if entry[0] == keras.callbacks.ModelCheckpoint.__name__]
+    return {"epoch": epoch, "callbacks": files}
