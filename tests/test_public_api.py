@@ -17,8 +17,8 @@ PUBLIC = {
     "tfdet.boxes": "area clip decode_deltas encode_deltas flip_horizontally flip_vertically from_window "
     "intersection iou is_valid letterbox_window to_cxcywh to_window to_xyxy to_yxyx",
     "tfdet.compat": "TF_VERSION keras",
-    "tfdet.config": "AugmentConfig Config ConfigError DataConfig NmsConfig PriorLayout SsdConfig StageConfig TrainConfig "
-    "YoloConfig from_json override to_json",
+    "tfdet.config": "AugmentConfig Config ConfigError DataConfig NmsConfig PriorLayout SsdConfig StageConfig "
+    "TrainConfig YoloConfig from_json override to_json",
     "tfdet.configs": "load",
     "tfdet.configs.recipes": "apply",
     "tfdet.contact_sheet": "augmented_sheet",

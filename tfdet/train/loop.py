@@ -45,9 +45,9 @@ def fit(
             resumed run sees the data it would have seen; if it ends, it is made again for the next step.
             Global batches of `config.train.batch_size` rows; smaller ones are filled. Where several workers train, it
             also takes shard=(i, n) and gives the i-th of n equal slices of every batch.
-        config: Config, written to config.json.
+        config: Config, written to config.json. The parts that `train.stages` makes of a run are trained one after
+            the other, and all files lie in the same folder.
         run: path of the run folder, which all workers share.
-            With `train.stages` its parts are trained one after the other, and whole epochs belong to each.
         steps_per_epoch: int, updates that count as one epoch.
         validation: tf.data.Dataset of batches with targets, one pass; gives val_loss once an epoch.
         evaluate: model -> dict of figures, e.g. {"map50": 0.7}; called every `evaluate_every` epochs and
