@@ -100,7 +100,10 @@ def parse_arguments(arguments=None):
 
 def benchmark_data(number) -> Path:
     """The drawn set, made where it is missing; a set that was cut short is never taken."""
-    folder = Path(__file__).parent / "data" / f"photos_{number}"
+    here = Path(__file__).resolve().parent
+    # an installed package keeps nothing beside itself
+    data = here / "data" if (here.parent / "setup.py").exists() else Path.home() / ".cache" / "tfdet"
+    folder = data / f"photos_{number}"
     if not (folder / "manifest.json").exists():
         print(f"drawing {number} photo-like images into {folder} ...", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory() as drawn:
@@ -114,8 +117,8 @@ def make_config(options, class_names):
     config = configs.load(options.preset)
     data = replace(config.data, num_parallel_calls=options.threads, ram_budget_mb=options.ram_budget_mb)
     train = replace(config.train, batch_size=options.batch_size)
-    name = options.augment or ("crop" if config.detector.kind == "ssd" else "preset")
-    augment = AUGMENTS[name] or config.augment
+    options.augment = options.augment or ("crop" if config.detector.kind == "ssd" else "preset")
+    augment = AUGMENTS[options.augment] or config.augment
     return replace(config, data=data, train=train, augment=augment, class_names=class_names)
 
 
