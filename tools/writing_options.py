@@ -81,7 +81,7 @@ def verify_records(options, make_progress) -> int:
     }
     if faults:
         advice = "take the files from a copy, or convert the data set again"
-        print(f"{len(faults)} damaged files in {options.verify}; {advice}", file=sys.stderr)
+        print(f"damaged files in {options.verify}: {len(faults)}; {advice}", file=sys.stderr)
     else:
         print(f"all {summary['images']} images in {summary['shards']} files are as they were written")
     print(json.dumps(summary))
