@@ -60,16 +60,18 @@ PUBLIC = {
     "tfdet.draw.distributions": "bars heat_map histogram log_histogram scatter",
     "tfdet.draw.sheet": "Cell contact_sheet",
     "tfdet.evaluate": "coco_results coco_truth collect evaluate flat_arrays read_photo save_plots summarise",
+    "tfdet.export": "KINDS export fixed_size_module serving_module",
     "tfdet.metrics": "COCO_FIGURES Curve Detections GroundTruth Mistake coco_ap confusion curve_ap mean_ap misses "
     "voc_ap voc_curves wrong_detections",
     "tfdet.models.darknet": "build",
     "tfdet.models.layers": "CaffePreprocess Columns L2Normalization batch_norm clone_with_batch_norm prior_layout "
-    "ssd_outputs",
+    "size_named ssd_outputs",
     "tfdet.models.mobilenet": "build",
     "tfdet.models.ssd_vgg": "build",
     "tfdet.models.class_heads": "Head count_classes find merge parse_keep",
     "tfdet.models.weights": "Audit Row WeightsError load",
     "tfdet.nms": "non_max_suppression",
+    "tfdet.nms.plain": "plain_nms",
     "tfdet.pictures": "Samples",
     "tfdet.predict": "Photo Prediction Predictor find_images load",
     "tfdet.report": "write_page",
@@ -83,7 +85,7 @@ PUBLIC = {
     "tfdet.train.setup": "build_model enable_determinism find_layers freeze new_model require_possible "
     "synchronise_batch_norm",
     "tfdet.train.signals": "Requested Requests Terminated",
-    "tfdet.train.stages": "callbacks freeze next_progress parts require_possible",
+    "tfdet.train.stages": "callbacks describe freeze next_progress parts remaining require_possible",
     "tfdet.train.step": "distribute fill make_eval_step make_train_step require_even_split",
 }
 
