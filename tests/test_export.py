@@ -201,13 +201,16 @@ def test_onnx(yolo, shared, tmp_path):
         assert_same(found, expected_at_input(yolo, images))
 
 
-def test_onnx_needs_its_packages_and_hard_suppression(yolo, tmp_path, monkeypatch):
+def test_onnx_says_what_is_missing(yolo, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tf2onnx", None)
     with pytest.raises(ConfigError, match=r"tfdet\[onnx\]"):
         export.export(*yolo, tmp_path, ["onnx"])
+
+
+def test_only_hard_suppression_leaves_tensorflow(yolo, tmp_path):
     config = replace(yolo[0], detector=replace(yolo[0].detector, nms=NmsConfig(method="soft")))
-    with pytest.raises(ConfigError, match="hard suppression only"):
-        export.export(config, *yolo[1:], tmp_path, ["onnx"])
+    with pytest.raises(ConfigError, match="hard suppression only, not soft"):
+        export.export(config, *yolo[1:], tmp_path, ["tflite"])
 
 
 @pytest.mark.parametrize("agnostic", [False, True])

@@ -12,9 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import tensorflow as tf
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from tfdet import boxes as boxlib
-from tfdet import nms, schema
+from tfdet import schema
 from tfdet.config import NO_AUGMENT, Config, ConfigError
 from tfdet.data import image_ops
 from tfdet.data.stages import Stages, without_boxes
@@ -158,21 +159,22 @@ def _write_saved_model(config, detector, model, path):
 # --- images of the network's size ---------------------------------------------------------------
 
 
-def fixed_size_module(config: Config, detector, model, suppress=None) -> tf.Module:
+def fixed_size_module(config: Config, detector, model) -> tf.Module:
     """A module whose `detect` takes one uint8 image [1, H, W, 3] of the network's size; all its shapes are static.
 
-    Args:
-        suppress: (boxes, scores, **limits) -> detections, for `nms.non_max_suppression`.
+    Raises:
+        ConfigError: a method of suppression for which TFLite and ONNX have no operation.
     """
     limits = config.detector.nms
-    suppress = suppress or nms.non_max_suppression
+    if limits.method != "hard":
+        raise ConfigError(f"TFLite and ONNX know hard suppression only, not {limits.method}; choose --nms hard")
 
     @tf.function(
         input_signature=[tf.TensorSpec([1, *config.detector.image_size, 3], tf.uint8, "images")], autograph=False
     )
     def detect(images):
         boxes, scores = detector.decode(model(images, training=False))
-        found = suppress(
+        found = plain_nms(
             boxes,
             scores,
             score_threshold=limits.score_threshold,
@@ -180,9 +182,7 @@ def fixed_size_module(config: Config, detector, model, suppress=None) -> tf.Modu
             max_per_class=limits.max_per_class,
             max_detections=limits.max_detections,
             class_agnostic=limits.class_agnostic,
-            method=limits.method,
             max_candidates=CANDIDATES,
-            compiled=False,
         )
         return {**found, schema.BOXES: boxlib.clip(found[schema.BOXES])}
 
@@ -200,16 +200,37 @@ def _write_tflite(config, detector, model, path):
 def _write_onnx(config, detector, model, path):
     """
     Raises:
-        ConfigError: tf2onnx is missing or does not go with what is installed, or the method of suppression.
+        ConfigError: tf2onnx is missing, or does not go with what is installed; see `fixed_size_module`.
     """
-    if config.detector.nms.method != "hard":
-        raise ConfigError(f"ONNX knows hard suppression only, not {config.detector.nms.method}; choose --nms hard")
     try:
         import tf2onnx
     except (ImportError, AttributeError) as error:  # AttributeError: made for another NumPy
         reason = f"tf2onnx cannot be imported ({error})"
         raise ConfigError(f'ONNX needs tf2onnx: {reason}; install it with pip install "tfdet[onnx]"') from error
-    module = fixed_size_module(config, detector, model, plain_nms)
-    tf2onnx.convert.from_function(
-        module.detect, input_signature=module.detect.input_signature, opset=OPSET, output_path=str(path)
+    function = fixed_size_module(config, detector, model).detect.get_concrete_function()
+    graph, outputs = _frozen(function)
+    tf2onnx.convert.from_graph_def(
+        graph,
+        name="tfdet",
+        input_names=["images:0"],
+        output_names=list(outputs),
+        tensors_to_rename={"images:0": "images", **outputs},
+        opset=OPSET,
+        output_path=str(path),
     )
+
+
+def _frozen(function):
+    """A GraphDef without variables or captured tensors, and {tensor in it: name of an output}."""
+    frozen = convert_variables_to_constants_v2(function)
+    captured = {inner.op.name: outer for outer, inner in frozen.graph.captures}
+    graph = frozen.graph.as_graph_def()
+    for node in graph.node:
+        if node.name in captured:
+            value = tf.make_tensor_proto(captured[node.name].numpy())
+            node.op = "Const"
+            node.attr.clear()
+            node.attr["dtype"].type = value.dtype
+            node.attr["value"].tensor.CopyFrom(value)
+    names = sorted(function.structured_outputs)  # the order of flat outputs
+    return graph, dict(zip([tensor.name for tensor in frozen.outputs], names))

@@ -35,7 +35,7 @@ tflite       OUT/model.tflite, float32, builtin operations only
 onnx         OUT/model.onnx, through tf2onnx: pip install "tfdet[onnx]"
              The last two take one uint8 RGB image [1, H, W, 3] of the network's size, which the caller resizes
              (bilinear; stretched or letterboxed on gray 128, as export.json says), boxes are relative to it; they look
-             at the 1,000 best candidates of an image.
+             at the 1,000 best candidates of an image, and know hard suppression only.
 All give boxes (x_min, y_min, x_max, y_max in [0, 1]), scores, labels (-1: nothing there) and num_detections. OUT gets
 classes.txt and export.json, too. The last line on standard output is one JSON object.
 """

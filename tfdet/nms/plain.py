@@ -1,4 +1,4 @@
-"""Greedy suppression of one image in the one operation that ONNX has for it, instead of loops."""
+"""Greedy suppression of one image in the one operation that TFLite and ONNX have for it, instead of loops."""
 
 import tensorflow as tf
 
@@ -15,7 +15,6 @@ def plain_nms(
     max_detections,
     class_agnostic,
     max_candidates,
-    **_,
 ):
     """As `nms.non_max_suppression` with method "hard" and `max_candidates`, for a batch of one image.
 
@@ -32,19 +31,19 @@ def plain_nms(
     candidates = min(max_candidates, boxes.shape[0] * num_classes)
     ranked, pairs = tf.math.top_k(tf.reshape(scores, [-1]), k=candidates)
     own, classes = tf.gather(boxes, pairs // num_classes), pairs % num_classes
-    kept = [
-        tf.raw_ops.NonMaxSuppressionV3(
+    marked = tf.fill([candidates + max_detections + 1], -1.0)
+    for label in range(num_classes):
+        kept, count = tf.raw_ops.NonMaxSuppressionV4(
             boxes=own,
             scores=tf.where(classes == label, ranked, -1.0),
             max_output_size=max_per_class,
             iou_threshold=iou_threshold,
             score_threshold=score_threshold,
+            pad_to_max_output_size=True,
         )
-        for label in range(num_classes)
-    ]
-    kept = tf.concat(kept, 0)
-    marked = tf.tensor_scatter_nd_update(tf.fill([candidates], -1.0), kept[:, None], tf.gather(ranked, kept))
-    marked = tf.concat([marked, tf.fill([max_detections], -1.0)], 0)
+        real = tf.range(max_per_class) < count
+        place = tf.where(real, kept, candidates + max_detections)  # a last slot takes what only fills up
+        marked = tf.tensor_scatter_nd_update(marked, place[:, None], tf.where(real, tf.gather(ranked, kept), -1.0))
     values, place = tf.math.top_k(marked, k=max_detections)
     found, place = values > score_threshold, tf.minimum(place, candidates - 1)
     labels = tf.gather(classes if best_class is None else tf.gather(best_class, pairs), place)
