@@ -82,9 +82,45 @@ def test_ssd300_of_the_paper(ssd300):
     assert ssd300.get_layer("conv9_2").output_shape == (None, 1, 1, 256)
 
 
-def test_ssd512():
+# Caffe's models/VGGNet/VOC0712/SSD_512x512: kernel, channels in, filters, side of the map
+VGG_512 = {
+    "conv1_1": (3, 3, 64, 512), "conv1_2": (3, 64, 64, 512), "conv2_1": (3, 64, 128, 256),
+    "conv2_2": (3, 128, 128, 256), "conv3_1": (3, 128, 256, 128), "conv3_2": (3, 256, 256, 128),
+    "conv3_3": (3, 256, 256, 128), "conv4_1": (3, 256, 512, 64), "conv4_2": (3, 512, 512, 64),
+    "conv4_3": (3, 512, 512, 64), "conv5_1": (3, 512, 512, 32), "conv5_2": (3, 512, 512, 32),
+    "conv5_3": (3, 512, 512, 32), "fc6": (3, 512, 1024, 32), "fc7": (1, 1024, 1024, 32),
+    "conv6_1": (1, 1024, 256, 32), "conv6_2": (3, 256, 512, 16), "conv7_1": (1, 512, 128, 16),
+    "conv7_2": (3, 128, 256, 8), "conv8_1": (1, 256, 128, 8), "conv8_2": (3, 128, 256, 4),
+    "conv9_1": (1, 256, 128, 4), "conv9_2": (3, 128, 256, 2), "conv10_1": (1, 256, 128, 2),
+    "conv10_2": (4, 128, 256, 1),
+}  # fmt: skip
+SOURCES_512 = {  # boxes a cell
+    "conv4_3_norm": 4, "fc7": 6, "conv6_2": 6, "conv7_2": 6, "conv8_2": 6, "conv9_2": 4, "conv10_2": 4,
+}  # fmt: skip
+
+
+def test_ssd512_has_caffes_layers_and_parameters():
     model = ssd_vgg.build(configs.load("ssd512_vgg16").detector, num_classes=20)
+    # 64^2 * 4 + 32^2 * 6 + 16^2 * 6 + 8^2 * 6 + 4^2 * 6 + 2^2 * 4 + 1 * 4 = 24,564
     assert output_shapes(model) == {"box_deltas": (None, 24564, 4), "class_logits": (None, 24564, 21)}
+    total = 512  # of the norm
+    for name, (kernel, channels, filters, side) in VGG_512.items():
+        layer = model.get_layer(name)
+        assert tuple(layer.kernel.shape) == (kernel, kernel, channels, filters), name
+        assert layer.output_shape == (None, side, side, filters), name
+        total += (kernel**2 * channels + 1) * filters
+    for name, boxes in SOURCES_512.items():
+        channels = VGG_512[name.removesuffix("_norm")][2]
+        for kind, columns in (("loc", 4), ("conf", 21)):
+            shape = tuple(model.get_layer(f"{name}_mbox_{kind}").kernel.shape)
+            assert shape == (3, 3, channels, boxes * columns), name
+            total += (9 * channels + 1) * boxes * columns
+    assert model.count_params() == total
+    assert len([layer for layer in model.layers if layer.weights]) == 25 + 1 + 14
+
+
+def trainable(model):
+    return sum(int(np.prod(variable.shape)) for variable in model.trainable_variables)
 
 
 def test_darknet53_has_the_references_parameters(yolov3):
@@ -96,10 +132,17 @@ def test_darknet53_has_the_references_parameters(yolov3):
         "class_logits": (None, 10647, 80),
     }
     assert sum(isinstance(layer, keras.layers.Conv2D) for layer in yolov3.layers) == 75
+    assert trainable(yolov3) == 61_949_149
+    # Darknet's files: a header of 20 bytes, then float32; yolov3.weights and darknet53.conv.74 as they are published
+    assert 20 + 4 * yolov3.count_params() == 248_007_048
+    body = [f"{kind}_{n + 1}" for n in range(52) for kind in ("conv2d", "batch_normalization")]
+    assert 20 + 4 * sum(yolov3.get_layer(name).count_params() for name in body) == 162_482_580
 
 
 def test_tiny_has_the_references_parameters(yolov3_tiny):
     assert yolov3_tiny.count_params() == 8_858_734
+    assert trainable(yolov3_tiny) == 8_852_366
+    assert 20 + 4 * yolov3_tiny.count_params() == 35_434_956  # bytes of yolov3-tiny.weights
 
 
 @pytest.mark.parametrize(
@@ -142,6 +185,12 @@ def test_mobilenet_at_512():
 def test_an_image_size_that_does_not_fit_the_priors_is_refused():
     with pytest.raises(ConfigError, match=r"gives feature maps of .*detector.priors needs sides of"):
         ssd_vgg.build(SsdConfig(image_size=(320, 300)), num_classes=3)
+
+
+@pytest.mark.parametrize("build", [ssd_vgg.build, mobilenet.build])
+def test_an_image_too_small_for_the_priors_is_refused(build):
+    with pytest.raises(ConfigError, match=r"detector.image_size is 64x64, too small.*300x300"):
+        build(SsdConfig(image_size=(64, 64)), num_classes=3)
 
 
 # --- the order of predictions -------------------------------------------------------------------

@@ -90,7 +90,27 @@ def test_weights_of_another_run_are_a_start(tool, run, only_train, tmp_path, cap
     assert not (tmp_path / "run" / "best.h5").exists()
 
 
+def test_a_recipe_in_two_stages_from_weights_of_which_some_classes_are_kept(tool, run, data, tmp_path, capsys):
+    folder, _ = run
+    code = tool.main([
+        "--data", str(data), "--run", str(tmp_path / "run"), "--recipe", "yolo", "--freeze-body", "1", *SMALL,
+        "--epochs", "2", "--steps-per-epoch", "1", "--eval-every", "0", "--weights", str(folder / "weights.h5"),
+        "--strict", "--keep-classes", "star,circle=square,triangle=2", "--gpus", "0",
+    ])  # fmt: skip
+    out, err = capsys.readouterr()
+    assert code == 0, err
+    assert "conv2d_10: kernel bias with 3 of 4 classes" in out
+    assert "stage 1, to epoch 1" in err
+    assert "stage 2, to epoch 2" in err
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"trained_weights_stage_1.h5", "trained_weights_final.h5", "weights.h5", "best.h5"} <= names
+
+
 MISTAKES = {
+    "nothing to be strict about": (["--strict"], "--strict, --keep-classes and --source-classes say something about"),
+    "no class to keep": (["--weights", "{run}/weights.h5", "--keep-classes", "comet"], "'comet' is no class here"),
+    "another recipe's detector": (["--recipe", "ssd"], "the recipe ssd freezes layers of VGG16"),
+    "no recipe to freeze for": (["--freeze-body", "1"], "--freeze-body says something about --recipe yolo"),
     "no records": (["--data", "{tmp}"], "there is no manifest.json"),
     "too many GPUs": (["--gpus", "64"], "64 GPUs asked for, but this machine has"),
     "no such field": (["--set", "train.speed=1"], "no field 'train.speed'"),

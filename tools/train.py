@@ -211,12 +211,12 @@ def make_model(detector, config, strategy, options, restored):
     model = setup.new_model(detector, config.train, strategy)
     if options.weights and not restored:
         weights_options.load(model, options, config.class_names)
-    frozen = stages.parts(config.train)[0].frozen
+    frozen = stages.remaining(config.train, options.run)[0][-1].frozen
+    setup.freeze(model, frozen)
     if frozen and not options.weights and not restored:
         print(
             "train: without --weights the frozen layers keep the random weights that they begin with", file=sys.stderr
         )
-    setup.freeze(model, frozen)
     return model
 
 

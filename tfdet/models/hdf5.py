@@ -29,6 +29,11 @@ def shape_text(shape) -> str:
     return "x".join(map(str, shape)) or "scalar"
 
 
+def tensor_name(name):
+    """ "conv1/kernel:0" -> "kernel"; Keras 1's "conv1_W" stays."""
+    return name.rpartition("/")[2].partition(":")[0]
+
+
 def read(model, path) -> dict:
     """{layer: [(tensor, array), ...]} in the file's order, under the names and in the layout of the model's layers.
 
@@ -73,7 +78,7 @@ def rename(layers, known) -> dict:
 def _layers(file):
     root = file.get("model_weights", file)
     layers = {
-        layer: [(_short(name), np.asarray(root[layer][name])) for name in _names(root[layer], "weight_names")]
+        layer: [(tensor_name(name), np.asarray(root[layer][name])) for name in _names(root[layer], "weight_names")]
         for layer in _names(root, "layer_names")
     }
     return {name: entries for name, entries in layers.items() if entries}
@@ -93,11 +98,6 @@ def _names(group, key):
 
 def _text(value):
     return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def _short(name):
-    """ "conv1/kernel:0" -> "kernel"; Keras 1's "conv1_W" stays."""
-    return name.rpartition("/")[2].partition(":")[0]
 
 
 def _from_theano(file):

@@ -27,7 +27,7 @@ def read(model) -> dict:
         )
     layers = {layer.name: layer for layer in source.layers if layer.weights}
     stored = {
-        name: list(zip((w.name.rpartition("/")[2].partition(":")[0] for w in layer.weights), layer.get_weights()))
+        name: list(zip((hdf5.tensor_name(w.name) for w in layer.weights), layer.get_weights()))
         for name, layer in layers.items()
     }
     return hdf5.rename(stored, names)

@@ -4,6 +4,8 @@ Everything is an ordinary or a registered layer - no Lambda, no bare op on a Ker
 weights load by name, and a saved model opens without a list of custom objects.
 """
 
+import contextlib
+
 import tensorflow as tf
 
 from tfdet import schema
@@ -91,6 +93,23 @@ def prior_layout(config: SsdConfig) -> PriorLayout:
     Priors read from a pickle (`config.priors` is then a path) are the seed's 7,308.
     """
     return PRIOR_LAYOUTS.get(config.priors, PRIOR_LAYOUTS["ssd300_7308"])
+
+
+@contextlib.contextmanager
+def size_named(config: SsdConfig, layout: PriorLayout):
+    """Names the image size where a map of the model built inside would have no cells left."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except ValueError as error:
+        if "dimension" not in str(error):
+            raise
+        height, width = config.image_size
+        raise ConfigError(
+            f"detector.image_size is {height}x{width}, too small for detector.priors, which was made for images of "
+            f"{layout.image_side}x{layout.image_side}"
+        ) from error
 
 
 def ssd_outputs(box_maps, class_maps, layout: PriorLayout, num_classes: int) -> dict:

@@ -22,9 +22,10 @@ def build(config: SsdConfig, num_classes: int, layout: PriorLayout | None = None
     layout = layout or layers.prior_layout(config)
     backbone = _backbone(config)
     features = list(backbone.outputs)
-    for index, side in enumerate(layout.feature_maps[len(features) :]):
-        filters = max(16, int(_EXTRA_FILTERS[index] * config.width_multiplier))
-        features.append(_extra(features[-1], filters, side, f"extra_{index + 1}"))
+    with layers.size_named(config, layout):
+        for index, side in enumerate(layout.feature_maps[len(features) :]):
+            filters = max(16, int(_EXTRA_FILTERS[index] * config.width_multiplier))
+            features.append(_extra(features[-1], filters, side, f"extra_{index + 1}"))
     return keras.Model(backbone.inputs, _heads(features, layout, num_classes), name="ssd_mobilenetv2")
 
 

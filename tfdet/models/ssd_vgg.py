@@ -30,9 +30,10 @@ def build(config: SsdConfig, num_classes: int, layout: PriorLayout | None = None
     """
     layout = layout or layers.prior_layout(config)
     images = keras.Input((*config.image_size, 3), dtype="uint8", name="image")
-    conv4_3, fc7 = _vgg16(layers.CaffePreprocess(name="preprocess")(images))
-    norm = layers.L2Normalization(20.0, name="conv4_3_norm")(conv4_3)
-    features = [norm, fc7, *_extra(fc7, layout)]
+    with layers.size_named(config, layout):
+        conv4_3, fc7 = _vgg16(layers.CaffePreprocess(name="preprocess")(images))
+        norm = layers.L2Normalization(20.0, name="conv4_3_norm")(conv4_3)
+        features = [norm, fc7, *_extra(fc7, layout)]
     return keras.Model(images, _heads(features, layout, num_classes), name="ssd_vgg16")
 
 

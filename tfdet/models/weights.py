@@ -106,7 +106,7 @@ def load(model, path, *, strict=False, keep=None) -> Audit:
         variables = layer.trainable_weights + layer.non_trainable_weights
         found, reason = _fit(layer, variables, stored.get(name), heads.get(name), keep)
         outcome = "missing" if name not in stored else "loaded" if found else "mismatched"
-        rows += [Row(name, _short(v.name), outcome, reason or hdf5.shape_text(v.shape)) for v in variables]
+        rows += [Row(name, hdf5.tensor_name(v.name), outcome, reason or hdf5.shape_text(v.shape)) for v in variables]
         values += zip(variables, found or ())
     for name in (name for name in stored if name not in layers):
         rows += [Row(name, tensor, "unused", "not in the model") for tensor, _ in stored[name]]
@@ -149,8 +149,3 @@ def _require_use(audit, stored, strict):
     if strict and unfit:
         more = f", and {len(unfit) - 3} more" if len(unfit) > 3 else ""
         raise WeightsError(f"{audit.source}: not all of it fits, as --strict asks: {'; '.join(unfit[:3])}{more}")
-
-
-def _short(name):
-    """ "conv1/kernel:0" -> "kernel"."""
-    return name.rpartition("/")[2].partition(":")[0]

@@ -51,7 +51,8 @@ def fit(
         steps_per_epoch: int, updates that count as one epoch.
         validation: tf.data.Dataset of batches with targets, one pass; gives val_loss once an epoch.
         evaluate: model -> dict of figures, e.g. {"map50": 0.7}; called every `evaluate_every` epochs and
-            after the last. With it best.h5 is the epoch with the highest map50, else the one with the lowest val_loss.
+            after the last of a part. With it best.h5 is the epoch with the highest map50, else with the lowest
+            val_loss.
             "per_class": {name: {"ap50": 0.6}} among them is drawn by TensorBoard.
         pictures: model -> uint8 [N, H, W, 3], shown by TensorBoard whenever `evaluate` is called.
         optimizer: a Keras 2 optimizer made under the model's strategy; None: the one that `config.train` describes.
@@ -78,18 +79,17 @@ def fit(
     require_possible(config.train, strategy)
     stages.require_possible(config.train, validation, optimizer)
     measures = Validation(model, detector, validation, config.train.batch_size, evaluate, evaluate_every), pictures
-    parts, before = stages.parts(config.train), {}
-    for number, train in enumerate(parts):
-        if number + 1 < len(parts) and checkpoints.latest_checkpoint(checkpoints.stage_folder(run, number + 1)):
-            continue  # the run that is resumed has left it behind
+    before = {}
+    for number, first_epoch, train in stages.remaining(config.train, run):
         if config.train.stages:
             stages.freeze(model, train.frozen)
-        first_epoch = parts[number - 1].epochs if number else 0
         folder, averages = _open_run(model, train, run, optimizer, steps_per_epoch, number, first_epoch, before)
         folder.write_text("config.json", configs.to_json(config))
         loop = _Loop(model, detector, replace(config, train=train), folder, averages, steps_per_epoch, log_every)
         loop.measures, loop.pace = measures, (checkpoint_every, checkpoint_minutes)
         with loop.reporting(config.train.epochs, progress and folder.writes):
+            if config.train.stages:
+                loop.say(stages.describe(model, train, number))
             loop.run(make_dataset, [*callbacks, *stages.callbacks(train, folder.path)], start)
         loop.save_weights()
         before = folder.progress
@@ -156,6 +156,9 @@ class _Loop:
                 raise signals.Terminated(self._step) from None
             finally:
                 self._board.close()
+
+    def say(self, text):
+        self._bar.warn(text)
 
     def run(self, make_dataset, callbacks, start):
         self._make_dataset = make_dataset

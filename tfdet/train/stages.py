@@ -6,9 +6,11 @@ patience is counted anew.
 
 from dataclasses import replace
 
+import numpy as np
+
 from tfdet.compat import keras
 from tfdet.config import ConfigError
-from tfdet.train import setup
+from tfdet.train import checkpoints, setup
 
 MONITORED = "val_loss"
 
@@ -23,6 +25,24 @@ def parts(train) -> list:
         for stage in train.stages
     ]  # fmt: skip
     return [*first, replace(train, stages=())]
+
+
+def remaining(train, run) -> list:
+    """The parts from the one on that the newest checkpoint in a run folder belongs to.
+
+    Returns:
+        list of (number from 0, epoch from 0 that it starts with, TrainConfig).
+    """
+    all_parts = parts(train)
+    begun = [n for n in range(len(all_parts)) if checkpoints.latest_checkpoint(checkpoints.stage_folder(run, n))]
+    starts = [0, *(part.epochs for part in all_parts)]
+    return list(zip(range(len(all_parts)), starts, all_parts))[max(begun, default=0) :]
+
+
+def describe(model, train, number) -> str:
+    """One line about a part that begins or goes on."""
+    count = sum(int(np.prod(variable.shape)) for variable in model.trainable_variables)
+    return f"stage {number + 1}, to epoch {train.epochs}: {count:,} parameters trained"
 
 
 def freeze(model, patterns):
