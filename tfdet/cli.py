@@ -41,6 +41,7 @@ options:
 
 
 def main(arguments=None) -> int:
+    """What the command does; returns its exit code. Programs may end by SystemExit, as argparse does."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     first = arguments[0] if arguments else None
     try:
@@ -64,6 +65,7 @@ def main(arguments=None) -> int:
 
 
 def refuse(word) -> int:
+    """Says what there is instead of the command `word`, None where none was given."""
     if word is None:
         print(HELP, end="", file=sys.stderr)
         return 2
