@@ -210,7 +210,8 @@ def test_onnx_says_what_is_missing(yolo, tmp_path, monkeypatch):
 def test_only_hard_suppression_leaves_tensorflow(yolo, tmp_path):
     config = replace(yolo[0], detector=replace(yolo[0].detector, nms=NmsConfig(method="soft")))
     with pytest.raises(ConfigError, match="hard suppression only, not soft"):
-        export.export(config, *yolo[1:], tmp_path, ["tflite"])
+        export.export(config, *yolo[1:], tmp_path / "out", ["tflite"])
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("agnostic", [False, True])

@@ -6,6 +6,7 @@ size, and give boxes relative to those: whoever prepares the images knows where 
 tfdet, Keras or XLA.
 """
 
+import importlib
 import json
 import tempfile
 from dataclasses import replace
@@ -42,6 +43,7 @@ def export(config: Config, detector, model, directory, kinds=("saved_model",), m
     Raises:
         ConfigError: a form that this detector, or what is installed, does not allow.
     """
+    _require_possible(config, kinds)
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     if min_score is not None:
@@ -57,6 +59,19 @@ def export(config: Config, detector, model, directory, kinds=("saved_model",), m
     about = _describe(config, {kind: path.name for kind, path in written.items()})
     (directory / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     return written
+
+
+def _require_possible(config, kinds):
+    """Raises ConfigError before anything is written."""
+    method = config.detector.nms.method
+    if {"tflite", "onnx"} & set(kinds) and method != "hard":
+        raise ConfigError(f"TFLite and ONNX know hard suppression only, not {method}; choose --nms hard")
+    if "onnx" in kinds:
+        try:
+            importlib.import_module("tf2onnx")
+        except (ImportError, AttributeError) as error:  # AttributeError: its parts do not go together
+            reason = f"tf2onnx cannot be imported ({error})"
+            raise ConfigError(f'{reason}; for ONNX install it: pip install "tfdet[onnx]"') from error
 
 
 def _describe(config, files):
@@ -162,12 +177,9 @@ def _write_saved_model(config, detector, model, path):
 def fixed_size_module(config: Config, detector, model) -> tf.Module:
     """A module whose `detect` takes one uint8 image [1, H, W, 3] of the network's size; all its shapes are static.
 
-    Raises:
-        ConfigError: a method of suppression for which TFLite and ONNX have no operation.
+    Suppression is hard, whatever the config says: TFLite and ONNX have an operation for that alone.
     """
     limits = config.detector.nms
-    if limits.method != "hard":
-        raise ConfigError(f"TFLite and ONNX know hard suppression only, not {limits.method}; choose --nms hard")
 
     @tf.function(
         input_signature=[tf.TensorSpec([1, *config.detector.image_size, 3], tf.uint8, "images")], autograph=False
@@ -198,15 +210,8 @@ def _write_tflite(config, detector, model, path):
 
 
 def _write_onnx(config, detector, model, path):
-    """
-    Raises:
-        ConfigError: tf2onnx is missing, or does not go with what is installed; see `fixed_size_module`.
-    """
-    try:
-        import tf2onnx
-    except (ImportError, AttributeError) as error:  # AttributeError: made for another NumPy
-        reason = f"tf2onnx cannot be imported ({error})"
-        raise ConfigError(f'ONNX needs tf2onnx: {reason}; install it with pip install "tfdet[onnx]"') from error
+    import tf2onnx  # optional
+
     function = fixed_size_module(config, detector, model).detect.get_concrete_function()
     graph, outputs = _frozen(function)
     tf2onnx.convert.from_graph_def(
