@@ -82,6 +82,13 @@ def test_random_size_crop_equals_its_twin(draws, size):
     assert np.mean(exact) > 0.9  # single precision decides a rare .5 otherwise
 
 
+def test_a_crop_has_a_pixel_at_least(draws):
+    config = AugmentConfig(crop_area=(0.01, 0.05))  # of 4 x 4: up to 0.8 pixels
+    window = augment.random_size_crop(draws(200, 6), tf.fill([200, 2], 4), config).numpy()
+    assert np.isfinite(window).all()
+    assert (window[:, 2:] - window[:, :2] >= 1 / 4 - 1e-6).all()
+
+
 def test_random_size_crop_can_be_left_out(draws):
     window = augment.random_size_crop(draws(9, 6), tf.fill([9, 2], 100), AugmentConfig(crop_probability=0.0))
     np.testing.assert_array_equal(window, [[0, 0, 1, 1]] * 9)

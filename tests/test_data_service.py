@@ -11,7 +11,7 @@ import pytest
 from datasets import make_records
 
 from tfdet import schema
-from tfdet.config import Config, ConfigError, DataConfig, SsdConfig, TrainConfig, YoloConfig
+from tfdet.config import Config, ConfigError, DataConfig, SsdConfig, TrainConfig
 from tfdet.data import pipeline, service
 
 TOOL = Path(__file__).resolve().parents[1] / "tools" / "data_service.py"
@@ -109,12 +109,9 @@ def test_addresses_that_cannot_be(address):
         service.check_address(address)
 
 
-def test_configs_that_go_by_the_order_are_refused(record_set):
+def test_sequential_reading_is_refused(record_set):
     with pytest.raises(ConfigError, match="sequential"):
         service.served_dataset(record_set, make_config(shuffle="sequential"), None, "grpc://localhost:1")
-    config = Config(detector=YoloConfig(multi_scale=(320, 416)))
-    with pytest.raises(ConfigError, match="multi_scale"):
-        service.served_dataset(record_set, config, None, "grpc://localhost:1")
 
 
 def test_a_mistake_is_one_line():

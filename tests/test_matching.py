@@ -290,3 +290,10 @@ def test_inside_a_dataset(rng):
     dataset = tf.data.Dataset.from_tensor_slices((boxes, labels)).batch(2, drop_remainder=True)
     first = next(iter(dataset.map(lambda *batch: compiled("bipartite")(*batch, PRIORS))))
     np.testing.assert_array_equal(first, expected)
+
+
+@pytest.mark.parametrize("rule", ["bipartite", "per_box"])
+def test_room_for_no_box_at_all(rule):
+    priors = tf.constant([[0.0, 0.0, 0.5, 0.5], [0.5, 0.5, 1.0, 1.0]])
+    rows = matching.match(tf.zeros([3, 0, 4]), tf.zeros([3, 0], tf.int32), priors, rule=rule)
+    np.testing.assert_array_equal(rows, np.full([3, 2], -1))

@@ -118,6 +118,13 @@ def detections(boxes, scores, **options):
     return [(label, round(float(s), 4)) for label, s in zip(out["labels"][0, :n].numpy(), out["scores"][0, :n])]
 
 
+@pytest.mark.parametrize("method", ["hard", "soft", "matrix"])
+def test_no_images(method):
+    found = nms.non_max_suppression(tf.zeros([0, 5, 4]), tf.zeros([0, 5, 2]), method=method, max_detections=3)
+    assert found["boxes"].shape == (0, 3, 4)
+    assert found["num_detections"].shape == (0,)
+
+
 def test_the_best_of_overlapping_boxes_stays():
     assert detections([OVERLAPPING, A_BOX, APART], [[0.5], [0.75], [0.25]]) == [(0, 0.75), (0, 0.25)]
 

@@ -7,7 +7,16 @@ from datasets import make_records
 from PIL import Image
 
 from tfdet import schema
-from tfdet.config import NO_AUGMENT, SSD_PAPER_AUGMENT, YOLO_AUGMENT, AugmentConfig, Config, DataConfig, TrainConfig
+from tfdet.config import (
+    NO_AUGMENT,
+    SSD_PAPER_AUGMENT,
+    YOLO_AUGMENT,
+    AugmentConfig,
+    Config,
+    ConfigError,
+    DataConfig,
+    TrainConfig,
+)
 from tfdet.config import SsdConfig as Ssd
 from tfdet.data import formats, pipeline, records
 from tfdet.data.convert import convert
@@ -137,6 +146,22 @@ class TestRepeatability:
             tf.random.set_seed(seed)
             runs.append(batches(pipeline.train_dataset(record_set, make_config(shuffle=shuffle)), 2))
         assert_same(*runs)
+
+    @pytest.mark.parametrize("shuffle", ["global", "sequential"])
+    def test_out_of_order_means_whole_batches(self, record_set, shuffle):
+        ordered = make_config(SSD_PAPER_AUGMENT, shuffle=shuffle)
+        hasty = make_config(SSD_PAPER_AUGMENT, shuffle=shuffle, deterministic=False, num_parallel_calls=4)
+        by_step = {}
+        for batch in batches(pipeline.train_dataset(record_set, ordered, encode, numbered=True), 40):
+            by_step[batch["step"][0]] = batch
+        for batch in batches(pipeline.train_dataset(record_set, hasty, encode, numbered=True), 20):
+            assert len(set(batch["step"])) == 1
+            assert_same([batch], [by_step[batch["step"][0]]])
+
+    @pytest.mark.parametrize("shard", [(0, 3), (3, 2), (-1, 2)])
+    def test_slices_that_cannot_be(self, record_set, shard):
+        with pytest.raises(ConfigError, match="shard"):
+            pipeline.train_dataset(record_set, make_config(), shard=shard)
 
     def test_records_held_in_memory_are_the_same(self, record_set):
         assert_same(

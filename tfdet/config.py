@@ -206,7 +206,7 @@ class AugmentConfig:
     crop_probability: float = 1.0
     crop_area: tuple[float, float] = (0.75, 1.0)
     crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
-    expand_probability: float = 0.0  # zoom out first, as the SSD paper does
+    expand_probability: float = 0.0  # zoom out first, as the SSD paper does; yolo_jitter has its own way
     expand_ratio: float = 4.0
     jitter: float = 0.3  # yolo_jitter
     scale: tuple[float, float] = (0.25, 2.0)  # yolo_jitter
@@ -253,6 +253,8 @@ class AugmentConfig:
         _require(self.crop_area[1] <= 1, "augment.crop_area is a share of the image: at most 1")
         _require(0 <= self.jitter < 1, f"augment.jitter is {self.jitter}; it lies in [0, 1)")
         _require(self.expand_ratio >= 1, f"augment.expand_ratio is {self.expand_ratio}; it is at least 1")
+        expands = self.geometry == "yolo_jitter" and self.expand_probability > 0
+        _require(not expands, "augment.expand_probability: yolo_jitter zooms out by augment.scale; set it to 0")
 
 
 NO_AUGMENT = AugmentConfig(
@@ -290,6 +292,7 @@ class DataConfig:
         _require(self.shuffle_buffer > 0, f"data.shuffle_buffer is {self.shuffle_buffer}; it must be positive")
         for name in ("prefetch", "num_parallel_calls", "private_threads", "ram_budget_mb"):
             _require(getattr(self, name) >= 0, f"data.{name} is {getattr(self, name)}; it must not be negative")
+        _require(0 <= self.seed < 2**63, f"data.seed is {self.seed}; it lies in [0, 2^63)")
         sequential = self.shuffle == "sequential" and self.skip_bad_records
         _require(not sequential, "data.skip_bad_records needs data.shuffle=global: sequential reading ends at a fault")
 

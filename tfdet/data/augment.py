@@ -79,7 +79,7 @@ def random_size_crop(u, image_size, config: AugmentConfig):
     aspect = _between(u[:, 1], config.crop_aspect)
     sides = tf.round(tf.sqrt(tf.stack([area * aspect, area / aspect], -1)))
     sides = tf.where(u[:, 2:3] < 0.5, tf.reverse(sides, [1]), sides)
-    sides = tf.minimum(sides, size)
+    sides = tf.clip_by_value(sides, 1.0, size)
     low = tf.floor(u[:, 3:5] * (size - sides))
     window = tf.concat([low, low + sides], -1) / tf.concat([size, size], -1)
     return tf.where(u[:, 5:6] < config.crop_probability, window, tf.constant(WHOLE))

@@ -24,7 +24,7 @@ def draw_scale(seed: int, step, number: int):
 
 @dataclass(frozen=True)
 class ScaledStages:
-    """As `Stages`, of rows that carry the number of their `step`; one `Stages` a size, see `at_sides`."""
+    """As `Stages`; one `Stages` a size, see `at_sides`."""
 
     sizes: tuple[Stages, ...]
 
@@ -45,7 +45,7 @@ class ScaledStages:
 
     def parse(self, rows):
         """As `Stages.parse`, and draws the size: int32 [B] `scale`, all the same."""
-        scale = draw_scale(self.config.data.seed, rows.pop("step"), len(self.sizes))
+        scale = draw_scale(self.config.data.seed, rows["step"], len(self.sizes))
         return {**self.sizes[0].parse(rows), "scale": scale}
 
     def plan(self, example):

@@ -47,20 +47,20 @@ def train_dataset(
     Args:
         encode: (boxes [B, M, 4], labels [B, M]) -> dict of targets, see detectors/base.py; None: no targets.
         shard: (i, n): the i-th of n equal slices of every global batch, for input pipelines of n workers.
-        numbered: adds "step" int64 [B], the number of the step each row is for; not in sequential mode.
+        numbered: adds "step" int64 [B], the number of the step each row is for.
     Returns:
         Dicts with the keys of schema.py. Every batch has batch_size / n rows; rows that fill up the last batch of
         an epoch, or stand for a record that is left out, have an empty image_id, and only -2 as labels and targets.
     Raises:
-        ConfigError: records are to be left out in sequential mode, which cannot step over damaged ones.
+        ConfigError: records are to be left out in sequential mode, which cannot step over damaged ones; or there is
+            no such slice.
     """
-    stages = _make_train_stages(record_set, config, encode, config.train.batch_size // shard[1])
+    rows = _rows_of(shard, config.train.batch_size)
+    stages = _make_train_stages(record_set, config, encode, rows, numbered)
     if config.data.shuffle == "sequential":
-        data = _read_sequentially(record_set, config, start_step, shard)
-    else:
-        steps = tf.data.Dataset.range(start_step, tf.int64.max)
-        data = _read_in_order(steps, record_set, config, config.data.shuffle == "global", shard, numbered)
-    return _run(_with_steps(data, stages, start_step), stages)
+        return _run(_read_sequentially(record_set, config, start_step, shard), stages)
+    steps = tf.data.Dataset.range(start_step, tf.int64.max)
+    return _run(_read_in_order(steps, record_set, config, config.data.shuffle == "global", shard), stages)
 
 
 def eval_dataset(record_set: RecordSet, config: Config, encode=None) -> tf.data.Dataset:
@@ -96,22 +96,24 @@ def image_dataset(images, config: Config) -> tf.data.Dataset:
 # --- the order of the stages --------------------------------------------------------------------
 
 
-def _make_stages(record_set, config, augment, encode, rows, truth=False):
-    return Stages(record_set.store, record_set.max_boxes, config, augment, encode, rows, truth)
+def _rows_of(shard, batch_size):
+    """Rows of a batch in one slice (i, n) of it."""
+    number, count = shard
+    if not 0 <= number < count or batch_size % count:
+        raise ConfigError(
+            f"shard {number} of {count}: train.batch_size {batch_size} cannot be cut so; choose a multiple"
+        )
+    return batch_size // count
 
 
-def _make_train_stages(record_set, config, encode, rows):
-    stages = _make_stages(record_set, config, config.augment, encode, rows)
+def _make_stages(record_set, config, augment, encode, rows, **options):
+    return Stages(record_set.store, record_set.max_boxes, config, augment, encode, rows, **options)
+
+
+def _make_train_stages(record_set, config, encode, rows, numbered=False):
+    stages = _make_stages(record_set, config, config.augment, encode, rows, numbered=numbered)
     sides = getattr(config.detector, "multi_scale", ())
     return at_sides(stages, sides) if sides else stages
-
-
-def _with_steps(data, stages, start_step):
-    """Rows with the number of their step, where the stages want it: they come in order, so many a step."""
-    if not isinstance(stages, ScaledStages):
-        return data
-    rows = stages.rows
-    return _map(data.enumerate(start_step * rows), lambda number, row: {**row, "step": number // rows})
 
 
 def _chain(stages: Stages | ScaledStages) -> dict:
@@ -123,7 +125,7 @@ def _chain(stages: Stages | ScaledStages) -> dict:
         "parse": lambda data: _map(data.batch(stages.rows, drop_remainder=True), stages.parse, parallel),
         "plan": lambda data: _map(data, stages.plan, parallel),
         # decoding is per image again, and takes all the cores there are
-        "decode": lambda data: _map(data.unbatch(), stages.decode, parallel),
+        "decode": lambda data: _map_rows(data.unbatch(), stages.decode, parallel),
         # by now shapes are static, which XLA needs
         "batch": lambda data: data.batch(stages.rows, drop_remainder=True),
         "batch_stage": lambda data: _map(data, stages.batch_stage(), parallel),
@@ -134,6 +136,11 @@ def _chain(stages: Stages | ScaledStages) -> dict:
 
 def _map(data, function, parallel=None):
     return data.map(_as_written(function), parallel)
+
+
+def _map_rows(data, function, parallel):
+    """Never out of order, whatever the options: rows belong to batches, which alone may overtake each other."""
+    return data.map(_as_written(function), parallel, deterministic=True)
 
 
 # AutoGraph has nothing to do here, and took four fifths of the time to the first batch
@@ -168,7 +175,6 @@ def ladder(record_set: RecordSet, config: Config, encode=None) -> dict:
     rows, options = config.train.batch_size, _options(config.data)
     stages = _make_train_stages(record_set, config, encode, rows)
     data = _read_in_order(tf.data.Dataset.range(tf.int64.max), record_set, config, True, (0, 1))
-    data = _with_steps(data, stages, 0)
     whole = _map(_all_records(record_set).repeat(), partial(_decode_whole, store=stages.store), parallel)
     steps = {"decode_only": (whole, 1), "read": (data, 1)}
     chain = _chain(stages)
@@ -190,19 +196,15 @@ def _decode_whole(serialized, store):
 # --- order and reading --------------------------------------------------------------------------
 
 
-def _read_in_order(steps, record_set, config, shuffled, shard, numbered=False):
+def _read_in_order(steps, record_set, config, shuffled, shard):
     """Rows of the given steps, read one by one at their byte offsets."""
     parallel = config.data.num_parallel_calls or tf.data.AUTOTUNE
     order = partial(_order, record_set=record_set, config=config, shuffled=shuffled, shard=shard)
-    if numbered:
-        data = _map(steps, lambda step: {**(rows := order(step)), "step": tf.fill(tf.shape(rows["index"]), step)})
-    else:
-        data = _map(steps, order)
-    data = data.unbatch()
+    data = _map(steps, order).unbatch()
     if 0 < record_set.index[:, 2].sum() <= config.data.ram_budget_mb * 1e6:
         held = _hold(record_set)
         return _map(data, lambda row: {**row, "serialized": tf.gather(held, row["index"])})
-    return _map(data, read_by_number(record_set), parallel)
+    return _map_rows(data, read_by_number(record_set), parallel)
 
 
 def _hold(record_set):
@@ -225,7 +227,7 @@ def _is_used(record_set):
 
 
 def _order(step, record_set, config, shuffled, shard):
-    """The record numbers of one step: int64 [B] `index` and `epoch`, and bool [B] `valid` (not filling)."""
+    """The record numbers of one step: int64 [B] `index`, `epoch` and `step`, and bool [B] `valid` (not filling)."""
     batch_size, last = config.train.batch_size, tf.constant(record_set.num_images - 1, tf.int64)
     rows = batch_size // shard[1]
     per_epoch = steps_per_epoch(record_set, batch_size)
@@ -239,7 +241,7 @@ def _order(step, record_set, config, shuffled, shard):
         used = _is_used(record_set)
         usable = tf.gather(tf.constant(used), index)
         index, valid = tf.where(usable, index, used.argmax()), valid & usable
-    return {"index": index, "epoch": tf.fill([rows], epoch), "valid": valid}
+    return {"index": index, "epoch": tf.fill([rows], epoch), "step": tf.fill([rows], step), "valid": valid}
 
 
 def read_by_number(record_set: RecordSet):
@@ -274,6 +276,10 @@ def _read_sequentially(record_set, config, start_step, shard):
     batch_size, number = config.train.batch_size, record_set.num_images
     per_epoch = steps_per_epoch(record_set, batch_size)
 
+    def row(epoch, i, record):
+        step = epoch * per_epoch + i // batch_size
+        return {"index": i % number, "epoch": epoch, "step": step, "valid": i < number, "serialized": record}
+
     def one_epoch(epoch):
         seed = tf.stack([tf.constant(config.data.seed, tf.int64), epoch])
         paths = tf.constant(record_set.shard_paths)
@@ -281,12 +287,12 @@ def _read_sequentially(record_set, config, start_step, shard):
             tf.range(len(record_set.shard_paths)), seed, len(record_set.shard_paths) - 1
         )
         files = tf.data.Dataset.from_tensor_slices(tf.gather(paths, order))
-        data = files.interleave(tf.data.TFRecordDataset, cycle_length=_FILES_AT_ONCE, num_parallel_calls=2)
+        data = files.interleave(
+            tf.data.TFRecordDataset, cycle_length=_FILES_AT_ONCE, num_parallel_calls=2, deterministic=True
+        )
         data = _shuffle(data, config.data, epoch)
         data = data.repeat().take(per_epoch * batch_size).enumerate()  # the last batch is filled up
-        return _map(
-            data, lambda i, record: {"index": i % number, "epoch": epoch, "valid": i < number, "serialized": record}
-        )
+        return _map(data, partial(row, epoch))
 
     data = tf.data.Dataset.range(start_step // per_epoch, tf.int64.max).flat_map(_as_written(one_epoch))
     data = data.skip(start_step % per_epoch * batch_size)

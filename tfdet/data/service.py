@@ -53,8 +53,6 @@ def served_dataset(
     """
     if config.data.shuffle == "sequential":
         raise ConfigError("a data service needs data.shuffle=global: sequential reading is not cut into steps")
-    if getattr(config.detector, "multi_scale", ()):
-        raise ConfigError("a data service cannot serve detector.multi_scale, whose sizes go by the batches' order")
     paths = tuple(str(Path(path).resolve()) for path in record_set.shard_paths)
     record_set = dataclasses.replace(record_set, shard_paths=paths)
     # held records would travel with the graph

@@ -17,7 +17,7 @@ from tfdet.data import affine, augment, filters, image_ops, mixing, random
 SMALLEST_BUCKET = 8
 # what the batch stage hands through
 _UNTOUCHED = (
-    schema.IMAGE_ID, schema.IMAGE_SIZE, schema.TRUE_BOXES, schema.TRUE_LABELS, schema.TRUE_DIFFICULT, "step",
+    schema.IMAGE_ID, schema.IMAGE_SIZE, schema.TRUE_BOXES, schema.TRUE_LABELS, schema.TRUE_DIFFICULT,
 )  # fmt: skip
 
 
@@ -43,6 +43,7 @@ class Stages:
         encode: (boxes [B, M, 4], labels [B, M]) -> dict of targets, or None.
         rows: images in a batch.
         truth: keep the annotations as they are, for evaluation: `schema.TRUE_BOXES` and its companions.
+        numbered: batches keep "step", the number of the step each row is for.
     """
 
     store: str
@@ -52,6 +53,7 @@ class Stages:
     encode: Callable | None
     rows: int
     truth: bool = False
+    numbered: bool = False
 
     def __post_init__(self):
         filters.is_on(self.augment)  # says now what is missing
@@ -177,8 +179,9 @@ class Stages:
             return compiled({**batch, schema.BOXES: boxes, schema.LABELS: labels})
 
         def stage(batch):
-            keys = batch.pop("epoch"), batch.pop("index")
+            keys, step = (batch.pop("epoch"), batch.pop("index")), batch.pop("step")
             host = {key: batch.pop(key) for key in _UNTOUCHED if key in batch}
+            host |= {"step": step} if self.numbered else {}
             if "affine" in batch:
                 batch[schema.IMAGE] = affine.compiled_map_images(batch[schema.IMAGE], batch.pop("affine"))
             mix = batch.pop("mix", {})
@@ -213,7 +216,8 @@ class Stages:
 def without_boxes(image_id, encoded, valid):
     """An image of no record as an example."""
     return {
-        "index": tf.constant(0, tf.int64), "epoch": tf.constant(0, tf.int64), "valid": valid, "encoded": encoded,
+        "index": tf.constant(0, tf.int64), "epoch": tf.constant(0, tf.int64), "step": tf.constant(0, tf.int64),
+        "valid": valid, "encoded": encoded,
         schema.BOXES: tf.zeros([SMALLEST_BUCKET, 4]), schema.LABELS: tf.fill([SMALLEST_BUCKET], schema.BACKGROUND),
         schema.IMAGE_ID: image_id, schema.IMAGE_SIZE: tf.image.extract_jpeg_shape(encoded)[:2],
     }  # fmt: skip

@@ -86,7 +86,7 @@ def _search(boxes, ignore, priors, rule, threshold):
         the largest IoU of each object, float32 [B, M], 0 for ignore boxes, and the first prior it has it with, int32.
     """
     batch, count = tf.shape(boxes)[0], tf.shape(boxes)[1]
-    together = tf.minimum(count, _TOGETHER)
+    together = tf.clip_by_value(count, 1, _TOGETHER)
     parts = -(-count // together)
     spare = [[0, 0], [0, parts * together - count]]
     split = lambda x, *dims: tf.reshape(x, [batch * parts, together, *dims])  # noqa: E731
@@ -152,10 +152,10 @@ def _pair(objects, priors, highest, waiting):
     places = tf.range(tf.shape(objects)[1])
 
     def move_one(highest, waiting):
-        active, mover = _best(tf.cast(waiting, tf.float32))  # the first that waits
+        active, mover = _first_best(tf.cast(waiting, tf.float32))  # the first that waits
         overlap = _overlap(tf.gather(objects, mover, batch_dims=1), priors)
         outbids = _bid(overlap, mover[:, None], tf.size(places)) > highest[:, :-1]
-        best, prior = _best(tf.where(outbids & (active[:, None] > 0.0), overlap, 0.0))
+        best, prior = _first_best(tf.where(outbids & (active[:, None] > 0.0), overlap, 0.0))
         prior = tf.where(best > 0.0, prior, tf.shape(priors)[0])
         index = tf.stack([tf.range(tf.shape(prior)[0]), prior], -1)
         outbid = tf.gather_nd(highest, index)
@@ -202,10 +202,3 @@ def _value(bid):
 
 def _place(bid, count):
     return count - 1 - tf.cast(tf.bitwise.bitwise_and(bid, 2**32 - 1), tf.int32)
-
-
-def _best(values):
-    """The maximum along the last axis and its first place: float32 [..., N] >= 0 -> float32 [...], int32 [...]."""
-    count = tf.shape(values)[-1]
-    bid = tf.reduce_max(_bid(values, tf.range(count), count), -1)
-    return _value(bid), _place(bid, count)

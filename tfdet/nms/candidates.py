@@ -34,7 +34,7 @@ def all_above(scores, threshold, compiled):
     first = tf.range(batch + 1) * (per_image // size)  # the first quad of each image
     edges = tf.searchsorted(hits, first)
     start, count = edges[:-1, None], edges[1:, None] - edges[:-1, None]
-    slot = tf.range(tf.reduce_max(count))
+    slot = tf.range(tf.maximum(tf.reduce_max(count), 0))  # no image: the least integer
     quad = tf.where(slot < count, tf.gather(hits, tf.where(slot < count, start + slot, 0)), first[:-1, None])
     values = tf.reshape(tf.gather(quads, quad), [batch, -1])
     real = (tf.range(tf.shape(values)[1]) < count * size) & (values > threshold)
