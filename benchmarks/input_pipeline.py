@@ -26,7 +26,7 @@ from rich.table import Table
 
 from tfdet import config as configs_module
 from tfdet import configs, detectors, timing
-from tfdet.config import ConfigError
+from tfdet.config import ConfigError, DataConfig
 from tfdet.data import faults, formats, pipeline, service, synthetic
 from tfdet.data.convert import convert
 from tfdet.data.errors import DataError
@@ -81,7 +81,11 @@ def parse_arguments(arguments=None):
         "--threads", type=int, default=0, metavar="N", help="parallel calls of each stage (default: tf.data decides)"
     )
     parser.add_argument(
-        "--ram-budget-mb", type=int, default=0, metavar="MB", help="hold records in memory if they fit (default: no)"
+        "--ram-budget-mb",
+        type=int,
+        default=DataConfig().ram_budget_mb,
+        metavar="MB",
+        help="hold records in memory if they fit (default: %(default)s)",
     )
     parser.add_argument(
         "--only", nargs="+", metavar="ROW", choices=ROWS, help="measure these rows beside decode_only, e.g. pipeline"

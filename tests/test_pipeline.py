@@ -33,7 +33,7 @@ def make_config(augment=AugmentConfig(), batch_size=BATCH, size=(60, 80), **data
     return Config(
         detector=Ssd(image_size=size),
         augment=augment,
-        data=DataConfig(**data),
+        data=DataConfig(**{"ram_budget_mb": 0, **data}),
         train=TrainConfig(batch_size=batch_size),
     )
 

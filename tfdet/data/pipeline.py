@@ -201,7 +201,7 @@ def _read_in_order(steps, record_set, config, shuffled, shard):
     parallel = config.data.num_parallel_calls or tf.data.AUTOTUNE
     order = partial(_order, record_set=record_set, config=config, shuffled=shuffled, shard=shard)
     data = _map(steps, order).unbatch()
-    if 0 < record_set.index[:, 2].sum() <= config.data.ram_budget_mb * 1e6:
+    if shuffled and 0 < record_set.index[:, 2].sum() <= config.data.ram_budget_mb * 1e6:
         held = _hold(record_set)
         return _map(data, lambda row: {**row, "serialized": tf.gather(held, row["index"])})
     return _map_rows(data, read_by_number(record_set), parallel)
