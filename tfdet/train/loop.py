@@ -343,7 +343,8 @@ class _Loop:
         """
         if self._agreement.is_needed and self._step % self._log_every and self._step % self._steps_per_epoch:
             return False
-        wishes = [self._model.stop_training, time.perf_counter() >= self._deadline, self._requests.received is not None]
+        is_late = self._step > self._first and time.perf_counter() >= self._deadline  # after one step at least
+        wishes = [self._model.stop_training, is_late, self._requests.received is not None]
         stopped, self.is_late, signalled = self._agreement.on(wishes)
         if signalled:
             raise signals.Requested
