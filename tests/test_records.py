@@ -401,7 +401,8 @@ def test_a_dead_worker_is_one_clear_error(tmp_path):
     listings[2] = dataclasses.replace(listings[2], image_path=EndOfProcess())
     with pytest.raises(DataError, match="a worker process died; it may have run out of memory"):
         convert.convert({"train": listings}, tmp_path / "out", "toy", NAMES, shards=2, workers=2)
-    assert not (tmp_path / "out").exists()
+    # nothing to read; the other worker may have finished its shard, which waits for --resume
+    assert {path.name for path in (tmp_path / "out").glob("*")} <= {".partial"}
 
 
 def test_an_output_that_is_no_folder(tmp_path):
