@@ -1,6 +1,7 @@
 """The options of the tools that check a data set: what is looked for, and what is done about it."""
 
 import argparse
+import os
 import re
 
 from tfdet import configs
@@ -16,6 +17,11 @@ What is found has a kind, in square brackets. A fault makes a box or an image un
   --on-bad notes=drop     treat notes like that, too (notes=error: as faults)
   --on-bad tiny_box=drop  one kind; keep is possible for notes, size_mismatch and too_many_boxes
 """
+
+
+def cpu_count() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def add_check_options(parser):

@@ -19,7 +19,7 @@ from tfdet.data.checks import FAULTS, count_cut, count_dropped, count_kinds
 from tfdet.data.errors import DataError
 from tfdet.data.formats import FORMATS, read, read_class_names
 from tfdet.data.images import MOST_PIXELS, ImageOptions
-from tools.check_options import HELP, add_check_options, make_checks
+from tools.check_options import HELP, add_check_options, cpu_count, make_checks
 from tools.progress import make_progress
 
 PRESET = "ssd300_vgg16"  # of --augment
@@ -58,7 +58,7 @@ def parse_arguments(arguments=None):
     group = add_check_options(parser)
     group.add_argument("--decode-check", action=argparse.BooleanOptionalAction, default=True,
                        help="read every image to its end to find damage (default: on)")  # fmt: skip
-    group.add_argument("--workers", type=int, default=_cpu_count(), metavar="N",
+    group.add_argument("--workers", type=int, default=cpu_count(), metavar="N",
                        help="processes (default: %(default)s)")  # fmt: skip
 
     group = parser.add_argument_group("output")
@@ -75,10 +75,6 @@ def parse_arguments(arguments=None):
     if not 1 <= options.max_pixels <= MOST_PIXELS:
         parser.error(f"--max-pixels is 1 to {MOST_PIXELS}")
     return options
-
-
-def _cpu_count():
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def read_all(options):

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -21,7 +20,7 @@ from tfdet.data.checks import Checks, make_policies
 from tfdet.data.errors import DataError
 from tfdet.data.formats import FORMATS, read, read_class_names
 from tfdet.data.images import MOST_PIXELS, ImageOptions
-from tools.check_options import image_size
+from tools.check_options import cpu_count, image_size
 from tools.progress import make_progress
 
 PRESETS = tuple(name for name in configs.PRESETS if configs.load(name).detector.kind == "yolo")
@@ -57,7 +56,7 @@ def parse_arguments(arguments=None):
                        help="what boxes are relative to where EXIF turns an image (default: %(default)s)")  # fmt: skip
     group.add_argument("--max-pixels", type=int, default=ImageOptions.max_pixels, metavar="N",
                        help="refuse larger images (default: %(default)s)")  # fmt: skip
-    group.add_argument("--workers", type=int, default=_cpu_count(), metavar="N",
+    group.add_argument("--workers", type=int, default=cpu_count(), metavar="N",
                        help="processes (default: %(default)s)")  # fmt: skip
 
     group = parser.add_argument_group("the model")
@@ -78,10 +77,6 @@ def parse_arguments(arguments=None):
     if not 1 <= options.max_pixels <= MOST_PIXELS:
         parser.error(f"--max-pixels is 1 to {MOST_PIXELS}")
     return options
-
-
-def _cpu_count():
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def read_facts(options):

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import re
 import sys
 import time
@@ -20,7 +19,7 @@ from tfdet.data.formats import FORMATS, WRITABLE, read, read_class_names
 from tfdet.data.images import MOST_PIXELS, STORES, ImageOptions
 from tfdet.data.rewrite import rewrite
 from tfdet.data.storage import compare_storage, describe
-from tools.check_options import HELP, add_check_options, make_checks
+from tools.check_options import HELP, add_check_options, cpu_count, make_checks
 from tools.progress import make_progress
 from tools.writing_options import HELP as WRITING_HELP
 from tools.writing_options import (
@@ -95,9 +94,7 @@ def parse_arguments(arguments=None):
     group.add_argument("--skip-bad", dest="on_bad", action="append_const", const="clip", help="short for --on-bad clip")
     group.add_argument("--decode-check", action=argparse.BooleanOptionalAction, default=True,
                        help="read every image to its end to find damage (default: on)")  # fmt: skip
-    group.add_argument(
-        "--workers", type=int, default=_cpu_count(), metavar="N", help="processes (default: %(default)s)"
-    )
+    group.add_argument("--workers", type=int, default=cpu_count(), metavar="N", help="processes (default: %(default)s)")
 
     add_writing_options(parser)
     options, others = parser.parse_known_args(arguments)
@@ -113,10 +110,6 @@ def parse_arguments(arguments=None):
     if options.to and (options.val or options.test or not options.out):
         parser.error("--to writes one file from one; name it with --out, without --val and --test")
     return options
-
-
-def _cpu_count():
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def read_splits(options, checks):
