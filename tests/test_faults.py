@@ -1,6 +1,7 @@
 """Records that cannot be used: found, named, left out without touching anything else."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,30 @@ def test_an_error_on_the_way_names_the_records(damaged, whole):
         batches(damaged, 3)
     with pytest.raises(tf.errors.InvalidArgumentError), faults.named(whole):
         raise tf.errors.InvalidArgumentError(None, None, "something else")
+
+
+def test_records_whose_boxes_do_not_fit_are_named(whole):
+    """A manifest that says less than a record holds: the largest bucket, 8 here, does not take 9 boxes."""
+    most = int(np.argmax([len(boxes_of(whole, number)) for number in range(NUMBER)]))
+    fewer = replace(whole, max_boxes=len(boxes_of(whole, most)) - 1)
+    found = dict(faults.find_faults(fewer))
+    assert most in found
+    assert f"it has more boxes than the {fewer.max_boxes} of the manifest" in found[most]
+    assert faults.find_faults(whole) == []
+
+
+def boxes_of(record_set, number):
+    path, start, length = payload_of(record_set, number)
+    example = tf.train.Example.FromString(path.read_bytes()[start : start + length])
+    return example.features.feature[schema.CLASS_LABEL].int64_list.value
+
+
+def test_lists_of_boxes_of_different_lengths():
+    ragged = {key: tf.constant([0.1, 0.2]) for key in (schema.XMIN, schema.YMIN, schema.XMAX)}
+    fields = {**ragged, schema.CLASS_LABEL: tf.constant([1, 1]), schema.DIFFICULT: tf.constant([0, 0])}
+    with pytest.raises(tf.errors.InvalidArgumentError, match="bbox/ymax is not as long as the labels"):
+        faults._box_checks({**fields, schema.YMAX: tf.constant([0.5])}, 2)
+    assert faults._box_checks({**fields, schema.YMAX: tf.constant([0.5, 0.5])}, 2) == []
 
 
 @pytest.mark.parametrize("ram_budget_mb", [0, 1000])

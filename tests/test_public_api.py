@@ -39,7 +39,9 @@ PUBLIC = {
     "read_thumbnail",
     "tfdet.data.inputs": "Photo find_images",
     "tfdet.data.manifest": "check_shard files_of load_index read_index read_manifest",
-    "tfdet.data.pipeline": "eval_dataset image_dataset ladder read_by_number steps_per_epoch train_dataset",
+    "tfdet.data.pipeline": "eval_dataset image_dataset ladder steps_per_epoch train_dataset",
+    "tfdet.data.reading": "all_records map_in_graph map_rows read_by_number read_in_order read_sequentially "
+    "steps_per_epoch",
     "tfdet.data.records": "RecordError RecordSet open_split parse read_index",
     "tfdet.data.rewrite": "Rewritten rewrite",
     "tfdet.data.statistics": "Facts summarise",
@@ -65,8 +67,8 @@ PUBLIC = {
     "tfdet.metrics": "COCO_FIGURES Curve Detections GroundTruth Mistake coco_ap confusion curve_ap mean_ap misses "
     "voc_ap voc_curves wrong_detections",
     "tfdet.models.darknet": "build",
-    "tfdet.models.layers": "CaffePreprocess Columns L2Normalization batch_norm clone_with_batch_norm prior_layout "
-    "size_named ssd_outputs",
+    "tfdet.models.layers": "CaffePreprocess Columns L2Normalization batch_norm class_head_bias clone_with_batch_norm "
+    "prior_layout size_named ssd_outputs",
     "tfdet.models.mobilenet": "build",
     "tfdet.models.ssd_vgg": "build",
     "tfdet.models.class_heads": "Head count_classes find merge parse_keep",

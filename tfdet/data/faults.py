@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from tfdet import schema
 from tfdet.data.errors import RecordError
-from tfdet.data.pipeline import read_by_number
+from tfdet.data.reading import read_by_number
 from tfdet.data.records import RecordSet
 from tfdet.data.tfrecord import FRAME_BYTES
 
@@ -92,7 +92,9 @@ def _checker(record_set):
 
     def check(row):
         fields = tf.io.parse_single_example(read(row)["serialized"], schema.record_features())
-        encoded, pixels = fields[schema.ENCODED], 3 * fields[schema.HEIGHT] * fields[schema.WIDTH]
+        with tf.control_dependencies(_box_checks(fields, record_set.max_boxes)):
+            encoded = tf.identity(fields[schema.ENCODED])
+        pixels = 3 * fields[schema.HEIGHT] * fields[schema.WIDTH]
         if record_set.store == "jpeg":  # decode_jpeg would take other formats as well, decoding a part of it does not
             start = tf.io.decode_raw(tf.strings.substr(encoded, 0, 2), tf.uint8)
             known = tf.debugging.assert_equal(start, tf.constant([0xFF, 0xD8], tf.uint8), "the image is no JPEG")
@@ -105,6 +107,19 @@ def _checker(record_set):
             return tf.constant(True)
 
     return check
+
+
+def _box_checks(fields, max_boxes):
+    """What batches of boxes need: as many corners as labels, and no more than the manifest says."""
+    count = tf.size(fields[schema.CLASS_LABEL])
+    lists = (schema.XMIN, schema.YMIN, schema.XMAX, schema.YMAX, schema.DIFFICULT)
+    checks = [
+        tf.debugging.assert_equal(tf.size(fields[key]), count, f"{key} is not as long as the labels") for key in lists
+    ]
+    checks.append(
+        tf.debugging.assert_less_equal(count, max_boxes, f"it has more boxes than the {max_boxes} of the manifest")
+    )
+    return [check for check in checks if check is not None]  # eager ones are done
 
 
 def _describe(record_set, number):

@@ -1,4 +1,4 @@
-"""Records to batches, in graph mode. All tf.data calls of training are here; their order is the point.
+"""Records to batches, in graph mode. The tf.data calls of training are here and in reading.py; the order is the point.
 
     steps      0, 1, 2, ...                      a step's number decides everything that follows
     order      which records                     index_shuffle: a permutation without a buffer
@@ -10,26 +10,18 @@
 A batch is a pure function of (seed, step): the same for any parallelism, and training resumes at any step at no cost.
 """
 
-import math
 from functools import partial
 
-import numpy as np
 import tensorflow as tf
 
 from tfdet import schema
 from tfdet.config import NO_AUGMENT, Config, ConfigError
 from tfdet.data.multiscale import ScaledStages, at_sides
+from tfdet.data.reading import all_records, map_in_graph, map_rows, read_in_order, read_sequentially, steps_per_epoch
 from tfdet.data.records import RecordSet
 from tfdet.data.stages import Stages, without_boxes
 
-_READ_BUFFER = 16384  # bytes; smaller than a record, so that little is read beyond it
-_FILES_AT_ONCE = 8  # sequential mode
-
-
-def steps_per_epoch(record_set: RecordSet, batch_size: int) -> int:
-    """Batches in one pass over the records; the last one is filled up, never dropped."""
-    return math.ceil(record_set.num_images / batch_size)
-
+__all__ = ["eval_dataset", "image_dataset", "ladder", "steps_per_epoch", "train_dataset"]
 
 # --- the data sets ------------------------------------------------------------------------------
 
@@ -58,9 +50,9 @@ def train_dataset(
     rows = _rows_of(shard, config.train.batch_size)
     stages = _make_train_stages(record_set, config, encode, rows, numbered)
     if config.data.shuffle == "sequential":
-        return _run(_read_sequentially(record_set, config, start_step, shard), stages)
+        return _run(read_sequentially(record_set, config, start_step, shard), stages)
     steps = tf.data.Dataset.range(start_step, tf.int64.max)
-    return _run(_read_in_order(steps, record_set, config, config.data.shuffle == "global", shard), stages)
+    return _run(read_in_order(steps, record_set, config, config.data.shuffle == "global", shard), stages)
 
 
 def eval_dataset(record_set: RecordSet, config: Config, encode=None) -> tf.data.Dataset:
@@ -69,7 +61,7 @@ def eval_dataset(record_set: RecordSet, config: Config, encode=None) -> tf.data.
     true_difficult bool [B, M]."""
     stages = _make_stages(record_set, config, NO_AUGMENT, encode, config.train.batch_size, truth=True)
     steps = tf.data.Dataset.range(steps_per_epoch(record_set, config.train.batch_size))
-    return _run(_read_in_order(steps, record_set, config, False, (0, 1)), stages)
+    return _run(read_in_order(steps, record_set, config, False, (0, 1)), stages)
 
 
 def image_dataset(images, config: Config) -> tf.data.Dataset:
@@ -89,7 +81,7 @@ def image_dataset(images, config: Config) -> tf.data.Dataset:
 
     kinds = (tf.TensorSpec([], tf.string), tf.TensorSpec([], tf.string), tf.TensorSpec([], tf.bool))
     data = tf.data.Dataset.from_generator(rows, output_signature=kinds)
-    data = _map(data, without_boxes).batch(config.train.batch_size, drop_remainder=True)
+    data = map_in_graph(data, without_boxes).batch(config.train.batch_size, drop_remainder=True)
     return _run(data, Stages("jpeg", 0, config, NO_AUGMENT, None, config.train.batch_size), first="plan")
 
 
@@ -122,29 +114,16 @@ def _chain(stages: Stages | ScaledStages) -> dict:
     parallel = data_config.num_parallel_calls or tf.data.AUTOTUNE
     return {
         # small work a batch at a time: an op costs microseconds, whatever it works on
-        "parse": lambda data: _map(data.batch(stages.rows, drop_remainder=True), stages.parse, parallel),
-        "plan": lambda data: _map(data, stages.plan, parallel),
+        "parse": lambda data: map_in_graph(data.batch(stages.rows, drop_remainder=True), stages.parse, parallel),
+        "plan": lambda data: map_in_graph(data, stages.plan, parallel),
         # decoding is per image again, and takes all the cores there are
-        "decode": lambda data: _map_rows(data.unbatch(), stages.decode, parallel),
+        "decode": lambda data: map_rows(data.unbatch(), stages.decode, parallel),
         # by now shapes are static, which XLA needs
         "batch": lambda data: data.batch(stages.rows, drop_remainder=True),
-        "batch_stage": lambda data: _map(data, stages.batch_stage(), parallel),
+        "batch_stage": lambda data: map_in_graph(data, stages.batch_stage(), parallel),
         # the training step and the pipeline work at the same time
         "prefetch": lambda data: data.prefetch(data_config.prefetch),
     }
-
-
-def _map(data, function, parallel=None):
-    return data.map(_as_written(function), parallel)
-
-
-def _map_rows(data, function, parallel):
-    """Never out of order, whatever the options: rows belong to batches, which alone may overtake each other."""
-    return data.map(_as_written(function), parallel, deterministic=True)
-
-
-# AutoGraph has nothing to do here, and took four fifths of the time to the first batch
-_as_written = tf.autograph.experimental.do_not_convert
 
 
 def _run(data, stages, first="parse"):
@@ -174,13 +153,13 @@ def ladder(record_set: RecordSet, config: Config, encode=None) -> dict:
     parallel = config.data.num_parallel_calls or tf.data.AUTOTUNE
     rows, options = config.train.batch_size, _options(config.data)
     stages = _make_train_stages(record_set, config, encode, rows)
-    data = _read_in_order(tf.data.Dataset.range(tf.int64.max), record_set, config, True, (0, 1))
-    whole = _map(_all_records(record_set).repeat(), partial(_decode_whole, store=stages.store), parallel)
+    data = read_in_order(tf.data.Dataset.range(tf.int64.max), record_set, config, True, (0, 1))
+    whole = map_in_graph(all_records(record_set).repeat(), partial(_decode_whole, store=stages.store), parallel)
     steps = {"decode_only": (whole, 1), "read": (data, 1)}
     chain = _chain(stages)
     for name in chain:
         if name == "decode" and stages.store == "jpeg":
-            crops = _map(data.unbatch(), stages.decode_only_crop, parallel)
+            crops = map_in_graph(data.unbatch(), stages.decode_only_crop, parallel)
             steps["decode_crop"] = (crops, 1)
         data = chain[name](data)
         steps["resize" if name == "decode" else name] = (data, 1 if name == "decode" else rows)
@@ -191,127 +170,3 @@ def _decode_whole(serialized, store):
     fields = {schema.ENCODED: tf.io.FixedLenFeature([], tf.string)}
     encoded = tf.io.parse_single_example(serialized, fields)[schema.ENCODED]
     return tf.io.decode_jpeg(encoded, channels=3) if store == "jpeg" else tf.io.decode_raw(encoded, tf.uint8)
-
-
-# --- order and reading --------------------------------------------------------------------------
-
-
-def _read_in_order(steps, record_set, config, shuffled, shard):
-    """Rows of the given steps, read one by one at their byte offsets."""
-    parallel = config.data.num_parallel_calls or tf.data.AUTOTUNE
-    order = partial(_order, record_set=record_set, config=config, shuffled=shuffled, shard=shard)
-    data = _map(steps, order).unbatch()
-    if shuffled and 0 < record_set.index[:, 2].sum() <= config.data.ram_budget_mb * 1e6:
-        held = _hold(record_set)
-        return _map(data, lambda row: {**row, "serialized": tf.gather(held, row["index"])})
-    return _map_rows(data, read_by_number(record_set), parallel)
-
-
-def _hold(record_set):
-    """All serialized records: string [N]; empty for those that are left out."""
-    if not record_set.left_out:
-        return tf.constant([bytes(record) for record in _all_records(record_set).as_numpy_iterator()])
-    rows = tf.data.Dataset.from_tensor_slices({"index": np.flatnonzero(_is_used(record_set))})
-    rows = _map(rows, read_by_number(record_set), tf.data.AUTOTUNE)
-    held = [b""] * record_set.num_images
-    for row in rows.as_numpy_iterator():
-        held[row["index"]] = row["serialized"]
-    return tf.constant(held)
-
-
-def _is_used(record_set):
-    """bool [N], False for the records that are left out."""
-    used = np.ones(record_set.num_images, bool)
-    used[list(record_set.left_out)] = False
-    return used
-
-
-def _order(step, record_set, config, shuffled, shard):
-    """The record numbers of one step: int64 [B] `index`, `epoch` and `step`, and bool [B] `valid` (not filling)."""
-    batch_size, last = config.train.batch_size, tf.constant(record_set.num_images - 1, tf.int64)
-    rows = batch_size // shard[1]
-    per_epoch = steps_per_epoch(record_set, batch_size)
-    epoch = step // per_epoch
-    position = (step % per_epoch) * batch_size + shard[0] * rows + tf.range(rows, dtype=tf.int64)
-    index = position % (last + 1)
-    if shuffled:
-        index = tf.random.experimental.index_shuffle(index, tf.stack([config.data.seed, epoch]), last)
-    valid = position <= last
-    if record_set.left_out:  # another record is read in its place, and not looked at
-        used = _is_used(record_set)
-        usable = tf.gather(tf.constant(used), index)
-        index, valid = tf.where(usable, index, used.argmax()), valid & usable
-    return {"index": index, "epoch": tf.fill([rows], epoch), "step": tf.fill([rows], step), "valid": valid}
-
-
-def read_by_number(record_set: RecordSet):
-    """A function that reads one record, row["index"], at its byte offset into row["serialized"], without an iterator:
-    open, seek, read."""
-    places, paths = tf.constant(record_set.index), tf.constant(record_set.shard_paths)  # captured, not in the graph
-    one = {"output_types": [tf.string], "output_shapes": [[]]}
-
-    def read(row):
-        place = tf.gather(places, row["index"])
-        path = tf.gather(paths, place[0])[None]
-        variant = tf.raw_ops.TFRecordDatasetV2(
-            filenames=path, compression_type="", buffer_size=_READ_BUFFER, byte_offsets=place[1][None]
-        )
-        variant = tf.raw_ops.TakeDataset(input_dataset=variant, count=1, **one)
-        return {**row, "serialized": tf.raw_ops.DatasetToSingleElement(dataset=variant, **one)[0]}
-
-    return read
-
-
-def _all_records(record_set):
-    return tf.data.TFRecordDataset(list(record_set.shard_paths))
-
-
-def _read_sequentially(record_set, config, start_step, shard):
-    """For storage where seeking is dear: shards in a drawn order, interleaved, through a buffer of serialized records.
-
-    Resuming inside an epoch reads what it skips. The key of a record's draws is its position in the epoch.
-    """
-    if record_set.left_out:
-        raise ConfigError("data.shuffle=sequential cannot step over damaged records; choose global, or repair them")
-    batch_size, number = config.train.batch_size, record_set.num_images
-    per_epoch = steps_per_epoch(record_set, batch_size)
-
-    def row(epoch, i, record):
-        step = epoch * per_epoch + i // batch_size
-        return {"index": i % number, "epoch": epoch, "step": step, "valid": i < number, "serialized": record}
-
-    def one_epoch(epoch):
-        seed = tf.stack([tf.constant(config.data.seed, tf.int64), epoch])
-        paths = tf.constant(record_set.shard_paths)
-        order = tf.random.experimental.index_shuffle(
-            tf.range(len(record_set.shard_paths)), seed, len(record_set.shard_paths) - 1
-        )
-        files = tf.data.Dataset.from_tensor_slices(tf.gather(paths, order))
-        data = files.interleave(
-            tf.data.TFRecordDataset, cycle_length=_FILES_AT_ONCE, num_parallel_calls=2, deterministic=True
-        )
-        data = _shuffle(data, config.data, epoch)
-        data = data.repeat().take(per_epoch * batch_size).enumerate()  # the last batch is filled up
-        return _map(data, partial(row, epoch))
-
-    data = tf.data.Dataset.range(start_step // per_epoch, tf.int64.max).flat_map(_as_written(one_epoch))
-    data = data.skip(start_step % per_epoch * batch_size)
-    if shard[1] == 1:
-        return data
-    rows = batch_size // shard[1]
-    return data.batch(rows, drop_remainder=True).shard(shard[1], shard[0]).unbatch()
-
-
-def _shuffle(data, data_config, epoch):
-    """`Dataset.shuffle` of strings by (seed, epoch) alone; that one mixes in TensorFlow's global seed. 0, 0 would mean
-    a seed by chance."""
-    variant = tf.raw_ops.ShuffleDataset(
-        input_dataset=tf.data.experimental.to_variant(data),
-        buffer_size=data_config.shuffle_buffer,
-        seed=data_config.seed,
-        seed2=epoch + 1,
-        reshuffle_each_iteration=False,
-        output_types=[tf.string],
-        output_shapes=[[]],
-    )
-    return tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.string))
