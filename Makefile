@@ -12,11 +12,11 @@ PYTHON ?= python3
 ifeq ($(STACK),default)
 VENV := .venv
 CONSTRAINTS := constraints.txt
-EXTRAS := dev
+EXTRAS := onnx,dev
 else ifeq ($(STACK),addons)
 VENV := .venv-addons
 CONSTRAINTS := constraints-addons.txt
-EXTRAS := addons,dev
+EXTRAS := addons,onnx,dev
 else
 $(error STACK is "$(STACK)"; choose default or addons)
 endif
