@@ -8,8 +8,9 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfdet.config import SsdConfig
-from tfdet.detectors.losses import hard_negatives, multibox_loss, smooth_l1
+from tfdet import addons
+from tfdet.config import ConfigError, SsdConfig
+from tfdet.detectors.losses import focal_loss, hard_negatives, multibox_loss, smooth_l1
 from tfdet.detectors.ssd import Ssd
 
 # --- twins --------------------------------------------------------------------------------------
@@ -40,6 +41,17 @@ def slow_multibox(target_boxes, target_labels, box_deltas, class_logits, neg_pos
     count = int(neg_pos_ratio * positives) if positives else min_negatives
     class_loss = positive_loss + sum(sorted(negative_losses, reverse=True)[:count])
     return alpha * box_loss, class_loss, positives
+
+
+def slow_focal(target_labels, class_logits):
+    """One image, float64: -alpha_t (1 - p_t)^2 log p_t over priors and classes, eq. 5 of the paper."""
+    total = 0.0
+    for label, logits in zip(target_labels, class_logits):
+        for number, logit in enumerate(logits[1:] if label != -2 else ()):
+            share = 1 / (1 + np.exp(-logit))
+            share, alpha = (share, 0.25) if number == label else (1 - share, 0.75)
+            total -= alpha * (1 - share) ** 2 * np.log(share)
+    return total
 
 
 # --- smooth L1 ----------------------------------------------------------------------------------
@@ -164,11 +176,11 @@ def test_half_precision_predictions_are_summed_in_float32(dtype, rng):
         np.testing.assert_array_equal(value, expected[name])
 
 
-def gradients_of(boxes, labels, deltas, logits):
+def gradients_of(boxes, labels, deltas, logits, loss=multibox_loss):
     deltas, logits = tf.convert_to_tensor(deltas), tf.convert_to_tensor(logits)
     with tf.GradientTape() as tape:
         tape.watch([deltas, logits])
-        losses = multibox_loss(boxes, labels, deltas, logits)
+        losses = loss(boxes, labels, deltas, logits)
         total = tf.reduce_sum(losses["box_loss"]) + tf.reduce_sum(losses["class_loss"])
     return losses, tape.gradient(total, [deltas, logits])
 
@@ -197,6 +209,58 @@ def test_extreme_predictions_stay_finite(size, rng):
 def assert_finite(losses, gradients):
     for values in (*losses.values(), *gradients):
         assert np.isfinite(values).all()
+
+
+# --- focal --------------------------------------------------------------------------------------
+
+needs_addons = pytest.mark.skipif(not addons.available(), reason="tensorflow-addons is not installed")
+
+
+@needs_addons
+def test_focal_equals_the_twin(rng):
+    boxes, labels, deltas, logits = random_targets(rng)
+    labels[1] = np.where(labels[1] >= 0, -1, labels[1])  # an image without objects
+    losses = tf.function(focal_loss, jit_compile=True)(boxes, labels, deltas, logits, alpha=2.0)
+    expected = [slow_focal(*rows) for rows in zip(labels, logits.astype(np.float64))]
+    np.testing.assert_allclose(losses["class_loss"], expected, rtol=1e-5)
+    mined = multibox_loss(boxes, labels, deltas, logits, alpha=2.0)
+    for name in ("box_loss", "normalizer"):
+        np.testing.assert_allclose(losses[name], mined[name], rtol=1e-6)
+
+
+@needs_addons
+def test_focal_by_hand():
+    # two classes, all logits 0, so p = 1/2: a positive gives (0.25 + 0.75) / 4 log 2, background 2 * 0.75 / 4 log 2
+    labels = np.array([[1, -1, -2]], np.int32)
+    losses = focal_loss(np.zeros((1, 3, 4), np.float32), labels, np.zeros((1, 3, 4)), np.zeros((1, 3, 3)))
+    assert losses["class_loss"].numpy() == pytest.approx([(0.25 + 0.375) * np.log(2)])
+    assert losses["normalizer"].numpy() == [1]
+
+
+@needs_addons
+def test_an_ignored_image_and_the_column_of_background_have_no_focal_gradient(rng):
+    boxes, labels, deltas, logits = random_targets(rng)
+    labels[1] = -2
+    losses, gradients = gradients_of(boxes, labels, deltas, logits, focal_loss)
+    for values in (*losses.values(), *gradients):
+        assert not np.any(values[1])
+        assert np.any(values[0])
+    assert not np.any(gradients[1][..., 0])
+
+
+@needs_addons
+@pytest.mark.parametrize("size", [0.0, 1.0, 1e4, 1e30])
+def test_extreme_predictions_stay_finite_in_focal(size, rng):
+    boxes, labels, deltas, logits = random_targets(rng)
+    deltas, logits = deltas * np.float32(size), tf.cast(logits * np.float32(size), tf.bfloat16)
+    assert_finite(*gradients_of(boxes, labels, deltas, logits, focal_loss))
+
+
+@pytest.mark.skipif(addons.available(), reason="tensorflow-addons is installed")
+def test_focal_without_the_package_says_how_to_get_it(rng):
+    arrays = random_targets(rng)
+    with pytest.raises(ConfigError, match=r"class_loss=sigmoid_focal needs .*tensorflow-addons is not installed"):
+        focal_loss(*arrays)
 
 
 # --- any boxes, through the whole of SSD ---------------------------------------------------------

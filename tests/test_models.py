@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -237,6 +238,18 @@ def test_an_untrained_yolo_sees_nothing(small_tiny):
     assert not bias[:, [0, 1, 2, 3, 5, 6]].any()
 
 
+@pytest.mark.parametrize("config", [SMALL_SSD, SsdConfig(priors="ssd300_7308")], ids=["mobilenet", "vgg16"])
+def test_a_model_for_the_focal_loss_sees_nothing_at_first(config):
+    """In the last layer of 7,308 priors, too, which is dense. All else is as for softmax: files fit both."""
+    config = dataclasses.replace(config, class_loss="sigmoid_focal")
+    model = {"vgg16": ssd_vgg, "mobilenetv2": mobilenet}[config.backbone].build(config, num_classes=2)
+    heads = [layer for layer in model.layers if re.search(r"_mbox_conf(_flat)?$|_classes$", layer.name)]
+    assert len(heads) == 6
+    for head in heads:
+        bias = head.bias.numpy().reshape(-1, 3)
+        np.testing.assert_allclose(1 / (1 + np.exp(-bias)), [[0.5, 0.01, 0.01]] * len(bias), rtol=1e-5)
+
+
 # --- layers -------------------------------------------------------------------------------------
 
 
@@ -252,6 +265,23 @@ def test_l2_normalization_sets_the_length_of_each_pixel():
     layer = layers.L2Normalization(20.0)
     np.testing.assert_allclose(layer(features)[0, 0], expected, rtol=1e-6)
     assert [weight.shape for weight in layer.weights] == [(2,)]
+
+
+@pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16])
+def test_double_is_keras_up_sampling_and_xla_compiles_its_gradient(dtype, rng):
+    features, upstream = (tf.cast(rng.normal(size=size), dtype) for size in ((2, 3, 5, 8), (2, 6, 10, 8)))
+
+    def values(layer):
+        with tf.GradientTape() as tape:
+            tape.watch(features)
+            doubled = layer(features)
+        return doubled, tape.gradient(doubled, features, upstream)
+
+    expected = values(keras.layers.UpSampling2D(2, dtype=dtype))
+    found = tf.function(values, jit_compile=True)(layers.Double(dtype=dtype))
+    np.testing.assert_array_equal(found[0], expected[0])
+    tolerance = 1e-6 if dtype == tf.float32 else 0.1  # the sum of four, each of which bfloat16 rounds by 1/256
+    np.testing.assert_allclose(*(tf.cast(each[1], tf.float32) for each in (found, expected)), atol=tolerance)
 
 
 def test_l2_normalization_survives_float16():

@@ -7,9 +7,9 @@ import pytest
 import tensorflow as tf
 import toy
 
-from tfdet import addons
+from tfdet import addons, detectors
 from tfdet.compat import keras
-from tfdet.config import Config, ConfigError, TrainConfig
+from tfdet.config import Config, ConfigError, SsdConfig, TrainConfig
 from tfdet.train import devices, loop, optimizers, setup, step
 
 ONE = tf.distribute.get_strategy()
@@ -116,6 +116,32 @@ def test_a_skipped_step_counts_in_every_part():
     batch["target_boxes"] *= np.nan
     step.make_train_step(model, detector, optimizer, skip_nonfinite=True)(batch)
     assert [int(counter) for counter in optimizers.counters(optimizer)] == [1, 1, 1]
+
+
+FOCAL = SsdConfig(backbone="mobilenetv2", width_multiplier=0.35, priors="ssd300_7308", class_loss="sigmoid_focal")
+
+
+@pytest.mark.skipif(addons.available(), reason="tensorflow-addons is installed")
+def test_without_the_package_the_focal_loss_fails_before_anything_is_written(tmp_path):
+    detector = toy.Toy()
+    model = setup.build_model(detector, TrainConfig(batch_size=8), ONE)
+    config = Config(detector=FOCAL, train=TrainConfig(batch_size=8), class_names=("a", "b"))
+    with pytest.raises(ConfigError, match=r"class_loss=sigmoid_focal needs .*pip install -e"):
+        loop.fit(model, detector, endless, config, tmp_path / "run", steps_per_epoch=5, progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+@needs_addons
+def test_ssd_learns_by_the_focal_loss(rng):
+    detector, train = detectors.build(FOCAL, 2), TrainConfig(learning_rate=2e-3, batch_size=2)
+    model = setup.build_model(detector, train, ONE)
+    boxes, labels = tf.constant([[[0.1, 0.1, 0.4, 0.5]], [[0.5, 0.2, 0.9, 0.9]]]), tf.constant([[0], [1]])
+    batch = {"image": tf.constant(rng.integers(0, 256, (2, 300, 300, 3), np.uint8)), **detector.encode(boxes, labels)}
+    update = step.make_train_step(model, detector, optimizers.build_optimizer(train, 10, model))
+    losses = [float(update(batch)["class_loss"]) for _ in range(4)]
+    assert losses[-1] < 0.8 * losses[0] < 5  # all begin near 0.01: a match with 0.25 * log 100, background with 0
+    _, scores = detector.decode(model(batch["image"], training=False))
+    assert scores.shape == (2, 7308, 2)
 
 
 def test_parts_that_do_not_go_together_are_errors(tmp_path):

@@ -14,8 +14,8 @@ PUBLIC = {
     "tfdet": "load",
     "tfdet.addons": "available get",
     "tfdet.anchors": "best_iou kmeans measure read rounded sides_at_input to_text use",
-    "tfdet.boxes": "area clip decode_deltas encode_deltas flip_horizontally flip_vertically from_window "
-    "intersection iou is_valid letterbox_window to_cxcywh to_window to_xyxy to_yxyx",
+    "tfdet.boxes": "area clip decode_deltas encode_deltas flip_horizontally flip_vertically from_window from_yxhw "
+    "intersection iou is_valid letterbox_window to_cxcywh to_window to_xyxy to_yxyx union",
     "tfdet.cli": "completion load main parser_of programs refuse rename run",
     "tfdet.compat": "TF_VERSION keras",
     "tfdet.config": "AugmentConfig Config ConfigError DataConfig NmsConfig PriorLayout SsdConfig StageConfig "
@@ -39,7 +39,7 @@ PUBLIC = {
     "read_thumbnail",
     "tfdet.data.inputs": "Photo find_images",
     "tfdet.data.manifest": "check_shard files_of load_index read_index read_manifest",
-    "tfdet.data.pipeline": "eval_dataset image_dataset ladder steps_per_epoch train_dataset",
+    "tfdet.data.pipeline": "box_dataset eval_dataset image_dataset ladder steps_per_epoch train_dataset",
     "tfdet.data.reading": "all_records map_in_graph map_rows read_by_number read_in_order read_sequentially "
     "steps_per_epoch",
     "tfdet.data.records": "RecordError RecordSet open_split parse read_index",
@@ -67,7 +67,7 @@ PUBLIC = {
     "tfdet.metrics": "COCO_FIGURES Curve Detections GroundTruth Mistake coco_ap confusion curve_ap mean_ap misses "
     "voc_ap voc_curves wrong_detections",
     "tfdet.models.darknet": "build",
-    "tfdet.models.layers": "CaffePreprocess Columns L2Normalization batch_norm class_head_bias clone_with_batch_norm "
+    "tfdet.models.layers": "CaffePreprocess Columns Double L2Normalization batch_norm class_head_bias clone_with_batch_norm "
     "prior_layout size_named ssd_outputs",
     "tfdet.models.mobilenet": "build",
     "tfdet.models.ssd_vgg": "build",
@@ -79,6 +79,7 @@ PUBLIC = {
     "tfdet.predict": "Photo Prediction Predictor find_images load",
     "tfdet.report": "write_page",
     "tfdet.schema": "record_features",
+    "tfdet.unmatched": "Counts count describe",
     "tfdet.timing": "Rate compare cpu_seconds measure peak_rss_mb",
     "tfdet.train.averages": "MovingAverages WeightAverages",
     "tfdet.train.devices": "choose_strategy describe describe_gpus",

@@ -214,6 +214,13 @@ def test_loss_reads_the_config(rng):
     np.testing.assert_array_equal(losses["normalizer"], np.sum(targets["target_labels"] >= 0, 1))
 
 
+def test_scores_of_the_focal_loss_are_sigmoids_without_background(detector, rng):
+    logits = rng.normal(size=(1, 8732, 4)).astype(np.float32)
+    predictions = {"box_deltas": np.zeros((1, 8732, 4), np.float32), "class_logits": logits}
+    _, scores = Ssd(SsdConfig(class_loss="sigmoid_focal"), 3).decode(predictions)
+    np.testing.assert_allclose(scores, 1 / (1 + np.exp(-logits[..., 1:])), rtol=1e-5)
+
+
 def test_decode_of_half_precision_is_float32(detector, rng):
     predictions = {"box_deltas": rng.normal(size=(1, 8732, 4)), "class_logits": rng.normal(size=(1, 8732, 4))}
     boxes, scores = detector.decode({name: tf.cast(value, tf.float16) for name, value in predictions.items()})

@@ -18,7 +18,10 @@ MATCHING_RULES = ("bipartite", "per_box")
 OPTIMIZERS = ("adam", "adamw", "sgd", "sgdw", "lamb", "radam")  # the last two are of tensorflow-addons
 AVERAGES = ("none", "moving_average", "swa")
 BOX_LOSSES = ("l2", "giou", "ciou")
+CLASS_LOSSES = ("softmax", "sigmoid_focal")  # the last is of tensorflow-addons
 NMS_METHODS = ("hard", "soft", "matrix")
+NMS_KERNELS = ("gaussian", "linear")
+MIXING_GROUPS = (8, 4)  # images of a batch that mosaic and mixup mix with each other: the first that divides its size
 
 
 class ConfigError(ValueError):
@@ -101,7 +104,10 @@ PRIOR_LAYOUTS["ssd512_caffe"] = dataclasses.replace(PRIOR_LAYOUTS["ssd512"], tru
 
 @dataclass(frozen=True)
 class NmsConfig:
-    """Post-processing: `max_per_class` and `max_detections` are counts an image; `method` see nms."""
+    """Post-processing: `max_per_class` and `max_detections` are counts an image; `method` see nms.
+
+    `kernel` and `sigma` are of "soft" and "matrix": by how much an overlap lowers a score, exp(-iou^2 / sigma) or 1 - iou.
+    """
 
     score_threshold: float = 0.01
     iou_threshold: float = 0.45
@@ -109,9 +115,13 @@ class NmsConfig:
     max_detections: int = 200
     class_agnostic: bool = False
     method: str = "hard"  # greedy; "soft" and "matrix" lower the scores of overlapping boxes instead
+    kernel: str = "gaussian"
+    sigma: float = 0.5
 
     def __post_init__(self):
         _one_of("nms.method", self.method, NMS_METHODS)
+        _one_of("nms.kernel", self.kernel, NMS_KERNELS)
+        _require(self.sigma > 0, f"nms.sigma is {self.sigma}; it must be positive")
         _require(0 <= self.iou_threshold <= 1, f"nms.iou_threshold is {self.iou_threshold}; it lies in [0, 1]")
         _require(self.max_detections > 0 and self.max_per_class > 0, "nms counts must be positive")
 
@@ -126,6 +136,7 @@ class SsdConfig:
     priors: str = "ssd300"  # a key of PRIOR_LAYOUTS, or the path of a pickle in the seed's form
     matching: str = "bipartite"
     match_iou: float = 0.5
+    class_loss: str = "softmax"  # which mines hard negatives, by the next two; "sigmoid_focal" takes all priors
     neg_pos_ratio: float = 3.0
     min_negatives: int = 3  # an image without objects still teaches background
     alpha: float = 1.0  # weight of the box loss
@@ -135,6 +146,7 @@ class SsdConfig:
     def __post_init__(self):
         _one_of("detector.backbone", self.backbone, SSD_BACKBONES)
         _one_of("detector.matching", self.matching, MATCHING_RULES)
+        _one_of("detector.class_loss", self.class_loss, CLASS_LOSSES)
         only_wide = self.backbone != "vgg16" or self.width_multiplier == 1
         _require(only_wide, "detector.width_multiplier is for mobilenetv2; vgg16 has one width")
         _require(0 < self.match_iou <= 1, f"detector.match_iou is {self.match_iou}; it lies above 0, up to 1")
@@ -391,10 +403,11 @@ class Config:
 
     def __post_init__(self):
         mixing = self.augment.mosaic or self.augment.mixup
-        fits = self.train.batch_size % 4 == 0
+        fits = any(self.train.batch_size % group == 0 for group in MIXING_GROUPS)
+        smallest = min(MIXING_GROUPS)
         _require(
             fits or not mixing,
-            f"train.batch_size is {self.train.batch_size}; augment.mosaic and mixup need a multiple of 4",
+            f"train.batch_size is {self.train.batch_size}; augment.mosaic and mixup need a multiple of {smallest}",
         )
 
     @property

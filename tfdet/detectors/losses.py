@@ -1,11 +1,12 @@
-"""The MultiBox loss of SSD: smooth L1 for boxes, softmax cross-entropy with hard negative mining for classes.
+"""The losses of SSD: smooth L1 for boxes; for classes softmax cross-entropy with hard negative mining, or focal loss.
 
 Everything is computed in float32 from logits, per image; nothing is averaged.
 """
 
 import tensorflow as tf
 
-from tfdet import schema
+from tfdet import addons, schema
+from tfdet.config import ConfigError
 
 
 def smooth_l1(difference):
@@ -77,15 +78,51 @@ def multibox_loss(
     """
     positive = target_labels >= 0
     num_positive = tf.math.count_nonzero(positive, 1, dtype=tf.float32)
-    difference = tf.cast(box_deltas, tf.float32) - target_boxes
-    box_loss = smooth_l1(tf.where(positive[..., None], difference, 0.0))
     classes = tf.maximum(target_labels + 1, 0)  # background is class 0
     class_loss = tf.nn.sparse_softmax_cross_entropy_with_logits(classes, tf.cast(class_logits, tf.float32))
     wanted = tf.where(num_positive > 0.0, neg_pos_ratio * num_positive, tf.cast(min_negatives, tf.float32))
     background = target_labels == schema.BACKGROUND
     negative = hard_negatives(tf.stop_gradient(class_loss), background, tf.cast(wanted, tf.int32))
     return {
-        "box_loss": alpha * tf.reduce_sum(box_loss, [1, 2]),
+        "box_loss": alpha * _box_loss(positive, target_boxes, box_deltas),
         "class_loss": tf.reduce_sum(tf.where(positive | negative, class_loss, 0.0), 1),
         schema.NORMALIZER: num_positive,
     }
+
+
+def focal_loss(target_boxes, target_labels, box_deltas, class_logits, *, alpha=1.0):
+    """Boxes as in `multibox_loss`; for classes the sigmoid focal loss (https://arxiv.org/abs/1708.02002, eq. 5).
+
+    Each class is a question of its own: a positive of class c wants 1 for c and 0 for the others, background wants 0
+    for all. Every prior counts, easy ones little: the weights are the paper's 0.25 and gamma 2. Ignored priors give
+    nothing. The column of background is not read and gets no gradient, so models and their files are those of softmax.
+
+    Args, Returns:
+        as `multibox_loss`.
+    Raises:
+        ConfigError: tensorflow-addons, whose loss it is, is not installed.
+    """
+    focal = _sigmoid_focal()
+    positive = target_labels >= 0
+    logits = tf.cast(class_logits, tf.float32)[..., 1:]
+    wanted = tf.one_hot(target_labels, logits.shape[-1])  # zeros for negative labels
+    class_loss = focal(wanted, logits, from_logits=True)  # [B, A], summed over classes
+    counted = target_labels != schema.IGNORE
+    return {
+        "box_loss": alpha * _box_loss(positive, target_boxes, box_deltas),
+        "class_loss": tf.reduce_sum(tf.where(counted, class_loss, 0.0), 1),
+        schema.NORMALIZER: tf.math.count_nonzero(positive, 1, dtype=tf.float32),
+    }
+
+
+def _box_loss(positive, target_boxes, box_deltas):
+    """Smooth L1 of the positives' deltas: bool [B, A], float [B, A, 4] twice -> float32 [B]."""
+    difference = tf.cast(box_deltas, tf.float32) - target_boxes
+    return tf.reduce_sum(smooth_l1(tf.where(positive[..., None], difference, 0.0)), [1, 2])
+
+
+def _sigmoid_focal():
+    try:
+        return addons.get("losses.sigmoid_focal_crossentropy")
+    except ImportError as error:
+        raise ConfigError(f"detector.class_loss=sigmoid_focal needs {error}") from error

@@ -74,10 +74,22 @@ class Ssd:
         """How many boxes of each image are not padding and yet never matched: as `encode` -> int32 [B]."""
         return matching.count_degenerate(boxes, labels)
 
+    def count_collisions(self, boxes, labels):
+        """How many objects of each image have no prior, others having all they overlap: as `encode` -> int32 [B]."""
+        config = self.config
+        rows = matching.match(boxes, labels, self._corners, rule=config.matching, threshold=config.match_iou)
+        image = tf.broadcast_to(tf.range(tf.shape(rows)[0])[:, None], tf.shape(rows))
+        place = tf.stack([image, rows + 1], -1)  # 0: of no box
+        priors = tf.scatter_nd(place, tf.ones_like(rows), tf.stack([tf.shape(boxes)[0], tf.shape(boxes)[1] + 1]))
+        lost = (priors[:, 1:] == 0) & (labels >= 0) & matching.is_matchable(boxes)
+        return tf.math.count_nonzero(lost, 1, dtype=tf.int32)
+
     # --- loss -------------------------------------------------------------------------------
 
     def loss(self, batch, predictions) -> dict:
-        """The MultiBox loss, every part summed over an image; computed in float32. See `losses.multibox_loss`.
+        """The loss that `config.class_loss` names, every part summed over an image; computed in float32.
+
+        See `losses.multibox_loss` and `losses.focal_loss`.
 
         Args:
             batch: `target_boxes` and `target_labels`, what `encode` made.
@@ -85,22 +97,21 @@ class Ssd:
         Returns:
             float32 [B] each: `box_loss`, `class_loss`, and `normalizer`, the number of positives.
         """
-        return losses.multibox_loss(
-            batch[schema.TARGET_BOXES],
-            batch[schema.TARGET_LABELS],
-            predictions[schema.BOX_DELTAS],
-            predictions[schema.CLASS_LOGITS],
-            neg_pos_ratio=self.config.neg_pos_ratio,
-            min_negatives=self.config.min_negatives,
-            alpha=self.config.alpha,
-        )
+        config = self.config
+        targets = batch[schema.TARGET_BOXES], batch[schema.TARGET_LABELS]
+        predicted = predictions[schema.BOX_DELTAS], predictions[schema.CLASS_LOGITS]
+        if config.class_loss == "sigmoid_focal":
+            return losses.focal_loss(*targets, *predicted, alpha=config.alpha)
+        mining = {"neg_pos_ratio": config.neg_pos_ratio, "min_negatives": config.min_negatives}
+        return losses.multibox_loss(*targets, *predicted, **mining, alpha=config.alpha)
 
     # --- decode -----------------------------------------------------------------------------
 
     def decode(self, predictions) -> tuple:
         """Boxes and scores of every prior, in float32.
 
-        A score is the class's share of the softmax over the classes and background.
+        A score is the class's share of the softmax over the classes and background, or with the focal loss, which
+        knows no background, its own sigmoid.
 
         Args:
             predictions: the model's dict, any float type.
@@ -108,7 +119,8 @@ class Ssd:
             boxes float32 [B, A, 4] xyxy relative to the network input (not clipped), scores float32 [B, A, C].
         """
         deltas = tf.cast(predictions[schema.BOX_DELTAS], tf.float32)
-        scores = tf.nn.softmax(tf.cast(predictions[schema.CLASS_LOGITS], tf.float32))
+        score = tf.nn.sigmoid if self.config.class_loss == "sigmoid_focal" else tf.nn.softmax
+        scores = score(tf.cast(predictions[schema.CLASS_LOGITS], tf.float32))
         return decode_deltas(deltas, self.anchors, self.variances), scores[..., 1:]
 
 

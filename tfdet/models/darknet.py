@@ -7,15 +7,11 @@ last one of a level.
 """
 
 import itertools
-import math
 
 from tfdet import schema
 from tfdet.compat import keras
 from tfdet.config import YoloConfig
 from tfdet.models import layers
-
-# An untrained model should find nothing almost everywhere, or the loss of a thousand empty cells drowns the rest.
-_OBJECT_PRIOR = 0.01
 
 _STAGES_53 = ((64, 1), (128, 2), (256, 8), (512, 8), (1024, 4))  # filters, residual blocks; each halves the map
 
@@ -63,7 +59,7 @@ class _Block:
     def predict(self, x, level):
         """The last, linear convolution of a level: float [B, h, w, N] -> float32 [B, h * w * K, 5 + C]."""
         boxes = len(self.masks[level])
-        bias = [0.0] * 4 + [-math.log(1 / _OBJECT_PRIOR - 1)] + [0.0] * (self.columns - 5)
+        bias = [0.0] * 4 + [layers.RARE] + [0.0] * (self.columns - 5)
         x = keras.layers.Conv2D(
             boxes * self.columns,
             1,
@@ -85,7 +81,7 @@ def _yolov3(block, x):
     rows = []
     for level, filters in enumerate((512, 256, 128)):
         if level:
-            x = keras.layers.UpSampling2D(2)(block.conv(x, filters, 1))
+            x = layers.Double()(block.conv(x, filters, 1))
             x = keras.layers.Concatenate()([x, stages[-1 - level]])
         for count, kernel in ((filters, 1), (filters * 2, 3), (filters, 1), (filters * 2, 3), (filters, 1)):
             x = block.conv(x, count, kernel)
@@ -101,7 +97,7 @@ def _yolov3_tiny(block, x):
     x = block.conv(keras.layers.MaxPooling2D(2, 1, "same")(x), 1024, 3)
     x = block.conv(x, 256, 1)
     coarse = block.predict(block.conv(x, 512, 3), 0)
-    x = keras.layers.UpSampling2D(2)(block.conv(x, 128, 1))
+    x = layers.Double()(block.conv(x, 128, 1))
     x = keras.layers.Concatenate()([x, fine])
     return [coarse, block.predict(block.conv(x, 256, 3), 1)]
 

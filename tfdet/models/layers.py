@@ -5,6 +5,7 @@ weights load by name, and a saved model opens without a list of custom objects.
 """
 
 import contextlib
+import math
 
 import tensorflow as tf
 
@@ -18,6 +19,10 @@ MOMENTUM = 0.9
 
 # Of the last layer before a loss: under a mixed precision policy its results stay float32.
 HEAD_DTYPE = "float32"
+
+# The logit of 1 in 100. Where each class or object is a question of its own, the answers of an untrained model begin
+# here, or the loss of thousands of empty places drowns the rest (https://arxiv.org/abs/1708.02002, section 3.3).
+RARE = -math.log(1 / 0.01 - 1)
 
 
 def batch_norm(name: str, epsilon=1e-3):
@@ -87,6 +92,16 @@ class Columns(keras.layers.Layer):
         return {**super().get_config(), "begin": self.begin, "end": self.end}
 
 
+@keras.utils.register_keras_serializable("tfdet")
+class Double(keras.layers.Layer):
+    """float [B, H, W, C] -> [B, 2H, 2W, C], each pixel four times: UpSampling2D with a gradient that XLA compiles."""
+
+    def call(self, features):
+        height, width, channels = features.shape[1:]
+        doubled = tf.repeat(tf.repeat(features, 2, axis=1), 2, axis=2)
+        return tf.ensure_shape(doubled, [None, height and 2 * height, width and 2 * width, channels])
+
+
 def prior_layout(config: SsdConfig) -> PriorLayout:
     """The layout that says how many boxes each cell of each feature map has.
 
@@ -110,6 +125,13 @@ def size_named(config: SsdConfig, layout: PriorLayout):
             f"detector.image_size is {height}x{width}, too small for detector.priors, which was made for images of "
             f"{layout.image_side}x{layout.image_side}"
         ) from error
+
+
+def class_head_bias(config: SsdConfig, num_boxes: int, num_classes: int):
+    """The initializer for the bias of an SSD's class head: [num_boxes * (C + 1)], background first."""
+    if config.class_loss == "softmax":
+        return "zeros"
+    return keras.initializers.Constant([0.0, *[RARE] * num_classes] * num_boxes)
 
 
 def ssd_outputs(box_maps, class_maps, layout: PriorLayout, num_classes: int) -> dict:

@@ -26,7 +26,7 @@ def build(config: SsdConfig, num_classes: int, layout: PriorLayout | None = None
         for index, side in enumerate(layout.feature_maps[len(features) :]):
             filters = max(16, int(_EXTRA_FILTERS[index] * config.width_multiplier))
             features.append(_extra(features[-1], filters, side, f"extra_{index + 1}"))
-    return keras.Model(backbone.inputs, _heads(features, layout, num_classes), name="ssd_mobilenetv2")
+    return keras.Model(backbone.inputs, _heads(features, config, layout, num_classes), name="ssd_mobilenetv2")
 
 
 def _backbone(config):
@@ -57,17 +57,18 @@ def _extra(x, filters, side, name):
     return _bn_relu(x, f"{name}_expand")
 
 
-def _heads(features, layout, num_classes):
+def _heads(features, config, layout, num_classes):
     box_maps, class_maps = [], []
     for level, feature in enumerate(features):
         boxes = layout.boxes_per_cell(level)
         box_maps.append(_head(feature, boxes * 4, f"head_{level}_boxes"))
-        class_maps.append(_head(feature, boxes * (num_classes + 1), f"head_{level}_classes"))
+        bias = layers.class_head_bias(config, boxes, num_classes)
+        class_maps.append(_head(feature, boxes * (num_classes + 1), f"head_{level}_classes", bias))
     return layers.ssd_outputs(box_maps, class_maps, layout, num_classes)
 
 
-def _head(x, filters, name):
+def _head(x, filters, name, bias="zeros"):
     """SSDLite: a depthwise 3x3 and a 1x1 in place of a 3x3."""
     x = keras.layers.DepthwiseConv2D(3, padding="same", use_bias=False, name=f"{name}_depthwise")(x)
     x = _bn_relu(x, f"{name}_depthwise")
-    return keras.layers.Conv2D(filters, 1, dtype=layers.HEAD_DTYPE, name=name)(x)
+    return keras.layers.Conv2D(filters, 1, bias_initializer=bias, dtype=layers.HEAD_DTYPE, name=name)(x)

@@ -34,7 +34,7 @@ def build(config: SsdConfig, num_classes: int, layout: PriorLayout | None = None
         conv4_3, fc7 = _vgg16(layers.CaffePreprocess(name="preprocess")(images))
         norm = layers.L2Normalization(20.0, name="conv4_3_norm")(conv4_3)
         features = [norm, fc7, *_extra(fc7, layout)]
-    return keras.Model(images, _heads(features, layout, num_classes), name="ssd_vgg16")
+    return keras.Model(images, _heads(features, config, layout, num_classes), name="ssd_vgg16")
 
 
 def _conv(filters, kernel, name, **options):
@@ -71,18 +71,20 @@ def _extra(x, layout):
     return maps
 
 
-def _heads(features, layout, num_classes):
+def _heads(features, config, layout, num_classes):
     box_maps, class_maps = [], []
     for level, feature in enumerate(features):
         boxes = layout.boxes_per_cell(level)
         name = feature.node.layer.name
         box_maps.append(_head(feature, boxes * 4, f"{name}_mbox_loc"))
-        class_maps.append(_head(feature, boxes * (num_classes + 1), f"{name}_mbox_conf"))
+        bias = layers.class_head_bias(config, boxes, num_classes)
+        class_maps.append(_head(feature, boxes * (num_classes + 1), f"{name}_mbox_conf", bias))
     return layers.ssd_outputs(box_maps, class_maps, layout, num_classes)
 
 
-def _head(feature, filters, name):
+def _head(feature, filters, name, bias="zeros"):
+    options = {"bias_initializer": bias, "dtype": layers.HEAD_DTYPE}
     if len(feature.shape) == 2:  # the seed predicts from its average with dense layers, named so
-        values = keras.layers.Dense(filters, dtype=layers.HEAD_DTYPE, name=f"{name}_flat")(feature)
+        values = keras.layers.Dense(filters, name=f"{name}_flat", **options)(feature)
         return keras.layers.Reshape((1, 1, filters), dtype=layers.HEAD_DTYPE)(values)
-    return keras.layers.Conv2D(filters, 3, padding="same", dtype=layers.HEAD_DTYPE, name=name)(feature)
+    return keras.layers.Conv2D(filters, 3, padding="same", name=name, **options)(feature)
