@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -14,12 +15,12 @@ from rich.console import Console
 from rich.table import Table
 
 from tfdet.data import doctor, statistics
-from tfdet.data.annotations import FRAMES, NOTES
+from tfdet.data.annotations import NOTES
 from tfdet.data.checks import FAULTS, count_cut, count_dropped, count_kinds
 from tfdet.data.errors import DataError
-from tfdet.data.formats import FORMATS, read, read_class_names
-from tfdet.data.images import MOST_PIXELS, ImageOptions
-from tools.check_options import HELP, add_check_options, cpu_count, make_checks
+from tfdet.data.images import ImageOptions
+from tools.check_options import HELP, add_check_options, make_checks
+from tools.input_options import add_input_options, check_input_options, read_all
 from tools.progress import make_progress
 
 PRESET = "ssd300_vgg16"  # of --augment
@@ -45,21 +46,11 @@ def parse_arguments(arguments=None):
         "annotations", nargs="+", help="whatever make_tfrecords takes, or a folder of records that it wrote"
     )
 
-    group = parser.add_argument_group("input")
-    group.add_argument("--images", type=Path, metavar="DIR", help="image folder (default: beside the annotations)")
-    group.add_argument("--classes", type=Path, metavar="FILE", help="class names, one a line, in the order of the ids")
-    group.add_argument("--format", choices=FORMATS, help="of the annotations (default: recognised)")
-    group.add_argument("--allow-outside", action="store_true", help="accept image names that leave the image folder")
-    group.add_argument("--boxes-frame", choices=FRAMES, default="displayed",
-                       help="what boxes are relative to where EXIF turns an image (default: %(default)s)")  # fmt: skip
-    group.add_argument("--max-pixels", type=int, default=ImageOptions.max_pixels, metavar="N",
-                       help="refuse larger images (default: %(default)s)")  # fmt: skip
+    add_input_options(parser)
 
     group = add_check_options(parser)
     group.add_argument("--decode-check", action=argparse.BooleanOptionalAction, default=True,
                        help="read every image to its end to find damage (default: on)")  # fmt: skip
-    group.add_argument("--workers", type=int, default=cpu_count(), metavar="N",
-                       help="processes (default: %(default)s)")  # fmt: skip
 
     group = parser.add_argument_group("output")
     group.add_argument("--json", type=Path, metavar="FILE", help="write the statistics and every problem there")
@@ -70,25 +61,10 @@ def parse_arguments(arguments=None):
                        help="images on the contact sheet of --html (default: %(default)s)")  # fmt: skip
 
     options = parser.parse_args(arguments)
-    if options.workers < 1 or options.samples < 0:
-        parser.error("--workers is positive, --samples is not negative")
-    if not 1 <= options.max_pixels <= MOST_PIXELS:
-        parser.error(f"--max-pixels is 1 to {MOST_PIXELS}")
+    check_input_options(parser, options)
+    if options.samples < 0:
+        parser.error("--samples is not negative")
     return options
-
-
-def read_all(options):
-    """File -> listings, the problems found in the annotations, the class names."""
-    names, splits, problems = read_class_names(options.classes) if options.classes else None, {}, []
-    for path in dict.fromkeys(options.annotations):
-        source = read(
-            path, images=options.images, class_names=names, file_format=options.format,
-            allow_outside=options.allow_outside, boxes_frame=options.boxes_frame,
-        )  # fmt: skip
-        names = source.class_names
-        splits[path], shared = doctor.without_shared(splits, source.listings)
-        problems += [*source.problems, *shared, *doctor.suspect_classes(path, source)]
-    return splits, problems, names
 
 
 def spread_out(listings, number):
@@ -126,8 +102,8 @@ def show(summary):
         print(f"a conversion would encode {number:,} images anew: {change}")
 
 
-def write_augmented(options):
-    """The contact sheet of training images.
+def write_augmented(options) -> dict:
+    """The contact sheet of training images; returns how many boxes the detector of the preset cannot learn from.
 
     Raises:
         DataError: not a folder of records.
@@ -138,13 +114,17 @@ def write_augmented(options):
     quiet.import_tensorflow()
     from dataclasses import replace
 
-    from tfdet import configs
+    from tfdet import configs, detectors, unmatched
     from tfdet.contact_sheet import augmented_sheet
     from tfdet.data.records import open_split
 
     records = open_split(options.annotations[0], "train")
     config = replace(configs.load(options.preset or PRESET), class_names=records.class_names)
     augmented_sheet(records, config).save(options.augment)
+    detector = detectors.build(config.detector, config.num_classes)
+    counts = unmatched.count(records, config, detector)
+    print(f"{options.preset or PRESET}, not augmented: {unmatched.describe(counts, config)}")
+    return asdict(counts)
 
 
 def write_page(options, diagnosis, summary, checks, listings):
@@ -159,8 +139,7 @@ def inspect(options):
     for path in (options.json, options.html, options.augment):
         if path and not path.absolute().parent.is_dir():  # said before the work instead of after it
             raise DataError(path, "its folder does not exist", "make the folder, or choose another")
-    if options.augment:
-        write_augmented(options)
+    never_matched = write_augmented(options) if options.augment else None
     image_options = ImageOptions(decode_check=options.decode_check, max_pixels=options.max_pixels)
     splits, problems, names = read_all(options)
     bar, progress = make_progress()
@@ -169,7 +148,7 @@ def inspect(options):
             splits, names, options=image_options, checks=checks, problems=problems, workers=options.workers,
             progress=progress,
         )  # fmt: skip
-    summary = statistics.summarise(diagnosis.facts, names, checks.input_size)
+    summary = statistics.summarise(diagnosis.facts, names, checks.input_size) | {"never_matched": never_matched}
     for problem in diagnosis.problems:
         print(problem)
     show(summary)

@@ -15,12 +15,12 @@ from rich.table import Table
 from tfdet import anchors, configs
 from tfdet.config import RESIZE_MODES, ConfigError
 from tfdet.data import doctor
-from tfdet.data.annotations import FRAMES, NOTES
+from tfdet.data.annotations import NOTES
 from tfdet.data.checks import Checks, make_policies
 from tfdet.data.errors import DataError
-from tfdet.data.formats import FORMATS, read, read_class_names
-from tfdet.data.images import MOST_PIXELS, ImageOptions
-from tools.check_options import cpu_count, image_size
+from tfdet.data.images import ImageOptions
+from tools.check_options import image_size
+from tools.input_options import add_input_options, check_input_options, read_all
 from tools.progress import make_progress
 
 PRESETS = tuple(name for name in configs.PRESETS if configs.load(name).detector.kind == "yolo")
@@ -47,17 +47,7 @@ def parse_arguments(arguments=None):
     parser.add_argument(
         "annotations", nargs="+", help="whatever make_tfrecords takes, or a folder of records that it wrote"
     )
-    group = parser.add_argument_group("input")
-    group.add_argument("--images", type=Path, metavar="DIR", help="image folder (default: beside the annotations)")
-    group.add_argument("--classes", type=Path, metavar="FILE", help="class names, one a line, in the order of the ids")
-    group.add_argument("--format", choices=FORMATS, help="of the annotations (default: recognised)")
-    group.add_argument("--allow-outside", action="store_true", help="accept image names that leave the image folder")
-    group.add_argument("--boxes-frame", choices=FRAMES, default="displayed",
-                       help="what boxes are relative to where EXIF turns an image (default: %(default)s)")  # fmt: skip
-    group.add_argument("--max-pixels", type=int, default=ImageOptions.max_pixels, metavar="N",
-                       help="refuse larger images (default: %(default)s)")  # fmt: skip
-    group.add_argument("--workers", type=int, default=cpu_count(), metavar="N",
-                       help="processes (default: %(default)s)")  # fmt: skip
+    add_input_options(parser)
 
     group = parser.add_argument_group("the model")
     group.add_argument("--preset", choices=PRESETS, default=DEFAULT_PRESET, help="(default: %(default)s)")
@@ -72,24 +62,15 @@ def parse_arguments(arguments=None):
     group.add_argument("--out", type=Path, metavar="FILE", help="write the anchors there, for tools/train.py --anchors")
     group.add_argument("--plot", type=Path, metavar="FILE", help="draw boxes and anchors as PNG")
     options = parser.parse_args(arguments)
-    if options.workers < 1 or (options.k is not None and options.k < 1) or options.seed < 0:
-        parser.error("--workers and -k are positive, --seed is not negative")
-    if not 1 <= options.max_pixels <= MOST_PIXELS:
-        parser.error(f"--max-pixels is 1 to {MOST_PIXELS}")
+    check_input_options(parser, options)
+    if (options.k is not None and options.k < 1) or options.seed < 0:
+        parser.error("-k is positive, --seed is not negative")
     return options
 
 
 def read_facts(options):
     """The sizes of images and boxes, and how many problems left something out."""
-    names, splits, problems = read_class_names(options.classes) if options.classes else None, {}, []
-    for path in dict.fromkeys(options.annotations):
-        source = read(
-            path, images=options.images, class_names=names, file_format=options.format,
-            allow_outside=options.allow_outside, boxes_frame=options.boxes_frame,
-        )  # fmt: skip
-        names = source.class_names
-        splits[path], shared = doctor.without_shared(splits, source.listings)
-        problems += [*source.problems, *shared]
+    splits, problems, names = read_all(options)
     image_options = ImageOptions(decode_check=False, max_pixels=options.max_pixels)
     bar, progress = make_progress()
     with bar:

@@ -10,23 +10,24 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 # Nothing here imports TensorFlow: neither this process nor its workers need it.
-from tfdet.data.annotations import FRAMES, NOTES, split_listings
+from tfdet.data.address import as_path
+from tfdet.data.annotations import NOTES, split_listings
 from tfdet.data.checks import FAULTS, count_cut, count_dropped, count_kinds
 from tfdet.data.convert import convert
-from tfdet.data.doctor import suspect_classes, without_same_content, without_shared
+from tfdet.data.doctor import without_same_content, without_shared
 from tfdet.data.errors import DataError
-from tfdet.data.formats import FORMATS, WRITABLE, read, read_class_names
-from tfdet.data.images import MOST_PIXELS, STORES, ImageOptions
+from tfdet.data.formats import FORMATS, WRITABLE
+from tfdet.data.images import STORES, ImageOptions
 from tfdet.data.rewrite import rewrite
 from tfdet.data.storage import compare_storage, describe
-from tools.check_options import HELP, add_check_options, cpu_count, make_checks
+from tools.check_options import HELP, add_check_options, make_checks
+from tools.input_options import add_input_options, check_input_options, class_names_of, place, read_source
 from tools.progress import make_progress
 from tools.writing_options import HELP as WRITING_HELP
 from tools.writing_options import (
     add_writing_options,
     check_writing_options,
     explain_interruption,
-    place,
     runner_of,
     verify_records,
 )
@@ -59,21 +60,13 @@ def parse_arguments(arguments=None):
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("annotations", type=Path, nargs="?", help="annotation file or folder: " + ", ".join(FORMATS))
+    parser.add_argument("annotations", type=place, nargs="?", help="annotation file or folder: " + ", ".join(FORMATS))
 
-    group = parser.add_argument_group("input")
-    group.add_argument("--images", type=Path, metavar="DIR", help="image folder (default: beside the annotations)")
-    group.add_argument("--classes", type=Path, metavar="FILE", help="class names, one a line, in the order of the ids")
-    group.add_argument("--format", choices=FORMATS, help="of the annotations (default: recognised)")
-    group.add_argument("--boxes-frame", choices=FRAMES, default="displayed",
-                       help="of boxes: photos turned by EXIF, or pixels as stored (default: %(default)s)")  # fmt: skip
-    group.add_argument("--max-pixels", type=int, default=ImageOptions.max_pixels, metavar="N",
-                       help="refuse images with more, by their header (default: %(default)s)")  # fmt: skip
-    group.add_argument("--allow-outside", action="store_true", help="accept image names that leave the image folder")
+    add_input_options(parser)
 
     group = parser.add_argument_group("splits")
-    group.add_argument("--val", type=Path, metavar="FILE", help="validation annotations; then nothing is split off")
-    group.add_argument("--test", type=Path, metavar="FILE", help="annotations of a test split")
+    group.add_argument("--val", type=place, metavar="FILE", help="validation annotations; then nothing is split off")
+    group.add_argument("--test", type=place, metavar="FILE", help="annotations of a test split")
     group.add_argument("--val-ratio", type=float, metavar="R", help="share for validation (0.2 for a pickle, else 0.1)")
     group.add_argument(
         "--split-mode", choices=("sorted", "shuffled"), help="default: sorted for a pickle, else shuffled"
@@ -94,19 +87,17 @@ def parse_arguments(arguments=None):
     group.add_argument("--skip-bad", dest="on_bad", action="append_const", const="clip", help="short for --on-bad clip")
     group.add_argument("--decode-check", action=argparse.BooleanOptionalAction, default=True,
                        help="read every image to its end to find damage (default: on)")  # fmt: skip
-    group.add_argument("--workers", type=int, default=cpu_count(), metavar="N", help="processes (default: %(default)s)")
 
     add_writing_options(parser)
     options, others = parser.parse_known_args(arguments)
+    check_input_options(parser, options)
     check_writing_options(parser, options, others)
     if options.val and (options.val_ratio is not None or options.split_mode):
         parser.error("--val names the validation images, so --val-ratio and --split-mode have nothing to split")
     if options.val_ratio is not None and not 0 <= options.val_ratio <= 1:
         parser.error(f"--val-ratio is {options.val_ratio}; it lies between 0 and 1")
-    if options.max_side < 0 or options.shards < 0 or options.workers < 1 or not 1 <= options.quality <= 100:
-        parser.error("--max-side and --shards are not negative, --workers is positive, --quality is 1 to 100")
-    if not 1 <= options.max_pixels <= MOST_PIXELS:
-        parser.error(f"--max-pixels is 1 to {MOST_PIXELS}")
+    if options.max_side < 0 or options.shards < 0 or not 1 <= options.quality <= 100:
+        parser.error("--max-side and --shards are not negative, --quality is 1 to 100")
     if options.to and (options.val or options.test or not options.out):
         parser.error("--to writes one file from one; name it with --out, without --val and --test")
     return options
@@ -114,17 +105,13 @@ def parse_arguments(arguments=None):
 
 def read_splits(options, checks):
     """Split name -> listings, the problems found, the class names."""
-    names = read_class_names(options.classes) if options.classes else None
-    common = {"images": options.images, "file_format": options.format, "allow_outside": options.allow_outside,
-              "boxes_frame": options.boxes_frame}  # fmt: skip
-    source = read(options.annotations, class_names=names, **common)
+    source, problems = read_source(options.annotations, options, class_names_of(options))
     splits = {"train": source.listings}
-    problems = [*source.problems, *suspect_classes(options.annotations, source)]
     for split, path in (("val", options.val), ("test", options.test)):
         if path:
-            other = read(path, class_names=source.class_names, **common)
+            other, found = read_source(path, options, source.class_names)
             splits[split], shared = without_shared(splits, other.listings)
-            problems += other.problems + shared + suspect_classes(path, other)
+            problems += [*found, *shared]
     if not options.val:
         mode, ratio = DEFAULT_SPLIT.get(source.format, ("shuffled", 0.1))
         ratio = ratio if options.val_ratio is None else options.val_ratio
@@ -136,11 +123,7 @@ def read_splits(options, checks):
 
 def rewrite_annotations(options, checks) -> int:
     """What --to asks for; returns the exit code."""
-    names = read_class_names(options.classes) if options.classes else None
-    source = read(
-        options.annotations, images=options.images, class_names=names, file_format=options.format,
-        allow_outside=options.allow_outside, boxes_frame=options.boxes_frame,
-    )  # fmt: skip
+    source, _ = read_source(options.annotations, options, class_names_of(options))
     bar, progress = make_progress()
     with bar:
         done = rewrite(source, options.out, options.to, checks=checks, progress=progress)
@@ -162,7 +145,7 @@ def rewrite_annotations(options, checks) -> int:
 
 def output_place(options):
     """The folder and the data set's name."""
-    folder = Path(options.out or options.annotations.resolve().parent)
+    folder = as_path(options.out or as_path(options.annotations).resolve().parent)
     name = options.name or folder.resolve().name
     name = re.sub(r"[^\w.-]+", "_", name).strip("_.") or "data"
     return options.out or TFRECORDS / name, name

@@ -5,10 +5,10 @@ import json
 import sys
 import time
 from dataclasses import asdict
-from pathlib import Path
 
 from tfdet.data import files
 from tfdet.data.stored import verify
+from tools.input_options import place
 
 HELP = """
 A conversion that was killed, interrupted or out of disk leaves its finished shards in OUT/.partial, which no reader
@@ -34,11 +34,6 @@ def add_writing_options(parser):
     )
     group.add_argument("--verify", type=place, metavar="DIR", help="only read the records in DIR again, every byte")
     group.add_argument("--runner", help="write in an Apache Beam pipeline: DirectRunner, FlinkRunner, SparkRunner, ...")
-
-
-def place(text):
-    """A path, or an address such as gs://bucket/folder."""
-    return text if files.is_remote(text) else Path(text)
 
 
 def check_writing_options(parser, options, others):

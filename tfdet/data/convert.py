@@ -142,17 +142,19 @@ def _without_stored(splits, directory, base) -> tuple[dict, list[Problem]]:
 def _plan(split, listings, common, shards) -> list[Job]:
     """One job a shard: images in the order of a hash of their ids, dealt in turn."""
     listings = sorted(listings, key=lambda item: hashlib.sha256(stored.encode_id(item.image_id)).digest())
-    count = shards or round(sum(_expected_bytes(item, common[1]) for item in listings) / SHARD_BYTES)
-    count = min(max(1, count), len(listings))
+    if not shards:
+        expected = functools.partial(_expected_bytes, common[1])
+        shards = round(sum(files.ask(expected, [item.image_path for item in listings])) / SHARD_BYTES)
+    count = min(max(1, shards), len(listings))
     jobs = [Job(split, tuple(listings[i::count]), *common) for i in range(count)]
     return [replace(job, key=key_of(job)) for job in jobs]
 
 
-def _expected_bytes(listing, options) -> int:
+def _expected_bytes(options, path) -> int:
     try:
         if options.store == "jpeg":
-            return embedded.file_size(listing.image_path)
-        height, width = displayed_size(listing.image_path)
+            return embedded.file_size(path)
+        height, width = displayed_size(path)
         shrink = min(1.0, options.max_side / max(height, width)) if options.max_side else 1.0
         return int(height * width * 3 * shrink**2)
     except (OSError, ImageError):

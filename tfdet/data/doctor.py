@@ -4,6 +4,7 @@ Images are examined in worker processes, by the same checks as a conversion make
 across images. Nothing here needs TensorFlow.
 """
 
+import functools
 import hashlib
 import os
 from collections import defaultdict
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tfdet.data import embedded
+from tfdet.data import embedded, files
 from tfdet.data.annotations import Listing, Problem
 from tfdet.data.checks import Checks, examine
 from tfdet.data.images import ImageOptions
@@ -125,7 +126,7 @@ def without_same_content(splits, checks) -> tuple[dict[str, list[Listing]], list
     listings = [(split, listing) for split, part in splits.items() for listing in part]
     groups = [range(len(listings))]
     for key in (embedded.file_size, _head, _digest):
-        groups = [part for group in groups for part in _divide(group, lambda i: key(listings[i][1].image_path))]  # noqa: B023
+        groups = _divide(groups, key, [listing.image_path for _, listing in listings])
     problems, repeated = [], set()
     for first, *others in groups:
         for other in others:
@@ -137,21 +138,26 @@ def without_same_content(splits, checks) -> tuple[dict[str, list[Listing]], list
     return {split: [listing for name, listing in kept if name == split] for split in splits}, problems
 
 
-def _divide(group, key):
-    """The parts of a group that have one key, where they are more than one; what cannot be read has none."""
-    parts = defaultdict(list)
-    for item in group:
-        try:
-            parts[key(item)].append(item)
-        except OSError:  # reported when the image is examined
-            continue
+def _divide(groups, key, paths):
+    """The parts of groups whose paths have one key, where they are more than one; what cannot be read has none."""
+    parts, members = defaultdict(list), [(number, i) for number, group in enumerate(groups) for i in group]
+    for (number, i), value in zip(members, files.ask(functools.partial(_or_none, key), [paths[i] for _, i in members])):
+        if value is not None:
+            parts[number, value].append(i)
     return [part for part in parts.values() if len(part) > 1]
+
+
+def _or_none(key, path):
+    try:
+        return key(path)
+    except OSError:  # reported when the image is examined
+        return None
 
 
 def _head(path) -> bytes:
     if embedded.is_embedded(path):
         return embedded.read_bytes(path)[:_HEAD]
-    with open(path, "rb") as file:
+    with files.opened(path) as file:
         return hashlib.sha256(file.read(_HEAD)).digest()
 
 

@@ -5,8 +5,11 @@ TensorFlow is imported only for the latter, so that worker processes on local fi
 
 import contextlib
 import errno
+import glob
 import os
 import shutil
+import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 try:
@@ -14,9 +17,11 @@ try:
 except ImportError:  # not on Windows: there nothing keeps two conversions apart
     fcntl = None
 
+from tfdet import quiet
 from tfdet.data.errors import RecordError
 
 LOCK = ".lock"
+_LOADING = threading.Lock()  # TensorFlow, by one thread
 
 
 def is_remote(path) -> bool:
@@ -58,6 +63,28 @@ def names(folder) -> list[str]:
         return sorted(name.rstrip("/") for name in _gfile().listdir(str(folder))) if exists(folder) else []
 
 
+def is_folder(path) -> bool:
+    if is_remote(path):
+        with _explained(path):
+            return _gfile().isdir(str(path))
+    return os.path.isdir(path)
+
+
+def matching(pattern) -> list[str]:
+    """The paths that a pattern such as "folder/*.txt" stands for, sorted."""
+    if is_remote(pattern):
+        with _explained(pattern):
+            return sorted(_gfile().glob(str(pattern)))
+    return sorted(glob.glob(str(pattern), recursive=True))
+
+
+def walk(folder):
+    """The paths of all files in a remote folder and below it."""
+    with _explained(folder):
+        for place, _, found in _gfile().walk(str(folder)):
+            yield from (join(place, name) for name in found)
+
+
 def size(path) -> int:
     """In bytes. Raises OSError where there is no such file."""
     if is_remote(path):
@@ -66,12 +93,17 @@ def size(path) -> int:
     return os.path.getsize(path)
 
 
+def ask(function, paths) -> list:
+    """What a function says of each path; all at once where they are remote, since each question travels."""
+    if any(map(is_remote, paths)):
+        with ThreadPoolExecutor(32) as pool:
+            return list(pool.map(function, paths))
+    return [function(path) for path in paths]
+
+
 def stamps(paths) -> list[tuple[int, int] | None]:
     """Bytes and time of the last change (nanoseconds) of each file, None where there is none."""
-    if any(map(is_remote, paths)):
-        with ThreadPoolExecutor(32) as pool:  # each question travels
-            return list(pool.map(stamp, paths))
-    return [stamp(path) for path in paths]
+    return ask(stamp, paths)
 
 
 def stamp(path) -> tuple[int, int] | None:
@@ -214,17 +246,23 @@ def _lock(folder, path):
 # --- elsewhere ----------------------------------------------------------------------------------
 
 
-def _gfile():
+def _tensorflow():
+    with _LOADING:
+        if "tensorflow" not in sys.modules:
+            quiet.import_tensorflow()
     import tensorflow as tf
 
-    return tf.io.gfile
+    return tf
+
+
+def _gfile():
+    return _tensorflow().io.gfile
 
 
 @contextlib.contextmanager
 def _explained(path):
     """Turns TensorFlow's errors into OSErrors."""
-    import tensorflow as tf
-
+    tf = _tensorflow()
     known = {
         tf.errors.NotFoundError: errno.ENOENT,
         tf.errors.PermissionDeniedError: errno.EACCES,

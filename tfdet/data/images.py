@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from tfdet.data import embedded
+from tfdet.data import embedded, files
 from tfdet.data.errors import ImageError
 
 __all__ = [
@@ -101,7 +101,8 @@ def displayed_size(path) -> tuple[int, int]:
 def read_header(path) -> EncodedImage:
     """What `read_image` would tell of an image file, but no pixels: from the header alone, unchecked beyond it."""
     with _explained(path):
-        file = io.BytesIO(embedded.read_bytes(path)) if embedded.is_embedded(path) else open(path, "rb")  # noqa: SIM115
+        whole = embedded.is_embedded(path) or files.is_remote(path)
+        file = io.BytesIO(embedded.read_bytes(path)) if whole else open(path, "rb")  # noqa: SIM115
     with file:
         image = _open(path, file)
         size, orientation = _displayed_size(image), _orientation(image)

@@ -1,10 +1,10 @@
 """The images that a user names: files, folders, patterns, and those inside of TFRecord files."""
 
-import glob
 import re
-from pathlib import Path
 from typing import NamedTuple
 
+from tfdet.data import files
+from tfdet.data.address import as_path, forget
 from tfdet.data.annotations import Problem
 from tfdet.data.errors import ImageError
 from tfdet.data.formats import recorded
@@ -25,6 +25,7 @@ def find_images(inputs, skip=None) -> list[Photo]:
     - A folder stands for the image files in it and below it, numbers in their names in the order of counting
       (frame 9 before frame 10); if there are none, for the TFRecord files in it.
     - A pattern such as "photos/*.jpg" stands for the files that match it.
+    - All three may be addresses that TensorFlow's file systems know, such as gs://bucket/photos.
 
     Args:
         skip: called with the ImageError of each record that is damaged or holds no image; None: raise.
@@ -32,17 +33,22 @@ def find_images(inputs, skip=None) -> list[Photo]:
         ImageError: an input that stands for nothing.
         AnnotationError: a TFRecord file that cannot be read at all.
     """
-    files = dict.fromkeys(file for text in inputs for file in _files(str(text)))
-    return [photo for file in files for photo in _photos(file, skip)]
+    forget()
+    try:
+        found = dict.fromkeys(file for text in inputs for file in _files(str(text)))
+        return [photo for file in found for photo in _photos(file, skip)]
+    except OSError as error:
+        reason = f"cannot be read ({error.strerror})"
+        raise ImageError(error.filename, reason, "check the path", "unreadable_image") from error
 
 
-def _files(text) -> list[Path]:
-    path = Path(text)
+def _files(text) -> list:
+    path = as_path(text)
     if path.is_dir():
-        files = [file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
-        found = sorted(files, key=_counting) or recorded.find_record_files(path)
+        images = [file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
+        found = sorted(images, key=_counting) or recorded.find_record_files(path)
     else:
-        found = [path] if path.exists() else sorted(map(Path, glob.glob(text, recursive=True)), key=_counting)
+        found = [path] if path.exists() else sorted(map(as_path, files.matching(path)), key=_counting)
     if not found:
         reason = "no image in this folder" if path.is_dir() else "no such file, folder or pattern"
         advice = f"give image files or a folder with {', '.join(IMAGE_SUFFIXES)}, or TFRecord files"

@@ -6,7 +6,7 @@ import time
 import numpy as np
 from PIL import Image
 
-from tfdet.data import embedded, stored
+from tfdet.data import embedded, files, stored
 
 _SAMPLE = 16
 
@@ -27,7 +27,7 @@ def compare_storage(splits, directory, manifest) -> dict:
         for fields, data in _sample(originals, directory, manifest)
     ]
     return {
-        "original_bytes": sum(map(_size, originals.values())),
+        "original_bytes": sum(files.ask(_size, originals.values())),
         "stored_bytes": sum(shard["bytes"] for entry in manifest["splits"].values() for shard in entry["shards"]),
         "decode_time": round(float(np.median(ratios)), 3) if ratios else None,
         "sample": len(ratios),

@@ -3,7 +3,6 @@ whatever it cannot use, without opening an image.
 """
 
 import contextlib
-import glob
 import os
 import re
 import shutil
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tfdet.data import address, files
 from tfdet.data.annotations import FRAMES, Problem
 from tfdet.data.errors import AnnotationError
 from tfdet.data.formats import coco, darknet, lines, pickled, recorded, table, voc
@@ -27,13 +27,13 @@ _IN_WORDS = f"the formats are {', '.join(FORMATS)}"
 
 def recognise(path) -> str:
     """The format of an annotation file or folder, by its name and its first bytes."""
-    path = Path(path)
+    path = address.as_path(path)
     try:
         if path.is_dir():
             return _recognise_folder(path)
         if recorded.is_record_file(path):
             return "records"
-        with open(path, "rb") as file:
+        with files.opened(path) as file:
             start = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
     except OSError as error:
         raise AnnotationError(path, f"cannot be read ({error.strerror})", "check the path") from error
@@ -52,7 +52,7 @@ def recognise(path) -> str:
 
 
 def _recognise_folder(path) -> str:
-    if next(path.glob("*.xml"), None) or next(path.glob("Annotations/*.xml"), None):
+    if next(path.glob("*.xml"), None) or next((path / "Annotations").glob("*.xml"), None):
         return "voc"
     if recorded.find_record_files(path):
         return "records"
@@ -68,7 +68,8 @@ def read(
     """Reads one annotation file, or a folder of Pascal VOC XML, Darknet text files or records.
 
     Args:
-        path: a pattern such as "data-val.tfrecord-*" takes several record files.
+        path: a pattern such as "data-val.tfrecord-*" takes several record files. It and `images` may be addresses
+            that TensorFlow's file systems know, such as gs://bucket/folder.
         images: the folder that holds the images; default: beside the annotations, as the format has it.
         class_names: names in the order of the class ids. Lines need them, as do Darknet and records where no file
             of names is found; VOC and tables without them take the sorted names found, COCO its categories, a
@@ -81,13 +82,16 @@ def read(
     """
     if boxes_frame not in FRAMES:
         raise ValueError(f"boxes_frame is one of {FRAMES}, not {boxes_frame!r}")
-    path = Path(path)
-    paths = [path] if os.path.exists(path) else [Path(name) for name in sorted(glob.glob(str(path)))] or [path]
+    address.forget()
+    path, images = address.as_path(path), address.as_path(images) if images else None
     sources = []
-    for one in paths:
-        module = _MODULES[file_format or recognise(one)]
-        sources.append(module.read(one, Path(images) if images else None, class_names, allow_outside))
-        class_names = sources[-1].class_names
+    try:
+        for one in [path] if files.exists(path) else list(map(address.as_path, files.matching(path))) or [path]:
+            module = _MODULES[file_format or recognise(one)]
+            sources.append(module.read(one, images, class_names, allow_outside))
+            class_names = sources[-1].class_names
+    except OSError as error:
+        raise AnnotationError(path, f"cannot be read ({error.strerror})", "check the path") from error
     listings = [listing for source in sources for listing in source.listings]
     problems = [problem for source in sources for problem in source.problems]
     if not listings and not problems:

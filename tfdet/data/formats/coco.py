@@ -7,6 +7,8 @@ the ids. A crowd (`iscrowd`, or `ignore` as some converters write it) is a diffi
 import json
 from typing import NamedTuple
 
+from tfdet.data import files
+from tfdet.data.address import below
 from tfdet.data.annotations import Problem
 from tfdet.data.errors import AnnotationError
 from tfdet.data.formats.common import Source, box_problem, locate, make_listing, shortest, stated_size
@@ -38,7 +40,7 @@ def read(path, images, class_names, allow_outside) -> Source:
             problems.append(Problem("bad_entry", where, "an image needs an id and a file_name"))
             continue
         name = entry["file_name"]
-        image, problem = locate(where, name, [root / name], () if allow_outside else (root,))
+        image, problem = locate(where, name, [below(root, name)], () if allow_outside else (root,))
         rows = [_row(item, labels) for item in objects.get(entry["id"], ())]
         problems += [box_problem(where, i, row) for i, row in enumerate(rows, 1) if len(row) == 2]
         if problem:
@@ -57,8 +59,7 @@ def read(path, images, class_names, allow_outside) -> Source:
 
 def _load(path) -> dict:
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            content = json.load(file, object_hook=_reduce)
+        content = json.loads(files.read_bytes(path).decode("utf-8-sig"), object_hook=_reduce)
     except OSError as error:
         raise AnnotationError(path, f"cannot be read ({error.strerror})", "check the path") from error
     except (ValueError, RecursionError) as error:

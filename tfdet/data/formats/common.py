@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from tfdet.data import files
+from tfdet.data.address import Address
 from tfdet.data.annotations import Listing, Problem
 from tfdet.data.errors import AnnotationError
 
@@ -39,7 +41,7 @@ def box_problem(where, number, fault) -> Problem:
 
 def locate(where, name, candidates, roots=()) -> tuple[Path | None, Problem | None]:
     """The first of some paths that is a file; with `roots`, only if it stays inside one of these folders."""
-    path = next((path for path in candidates if os.path.isfile(path)), None)
+    path = next((path for path in candidates if _is_file(path)), None)
     if roots and not any(is_inside(path or candidates[0], root) for root in roots):
         folders = " and ".join(dict.fromkeys(map(str, roots)))
         return None, Problem("outside_root", where, f"image {name!r} lies outside {folders}")
@@ -49,8 +51,14 @@ def locate(where, name, candidates, roots=()) -> tuple[Path | None, Problem | No
     return path, None
 
 
+def _is_file(path) -> bool:
+    return path.is_file() if isinstance(path, Address) else os.path.isfile(path)
+
+
 def is_inside(path, root) -> bool:
-    """Whether a path stays in a folder once links are followed."""
+    """Whether a path stays in a folder once links are followed; there are none at an address."""
+    if isinstance(path, Address) or isinstance(root, Address):
+        return isinstance(path, Address) and path.is_relative_to(root)
     root = os.path.realpath(root)
     try:
         return os.path.commonpath([root, os.path.realpath(path)]) == root
@@ -87,7 +95,7 @@ def read_text(path) -> str:
         AnnotationError: it is missing, or not text.
     """
     try:
-        data = Path(path).read_bytes()
+        data = files.read_bytes(path)
         text = data.decode("utf-8-sig")
     except OSError as error:
         raise AnnotationError(path, f"cannot be read ({error.strerror})", "check the path") from error

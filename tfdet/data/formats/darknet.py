@@ -6,6 +6,7 @@ Class names are taken from obj.names, another *.names, classes.txt or the `names
 
 import re
 
+from tfdet.data import files
 from tfdet.data.annotations import Problem
 from tfdet.data.errors import AnnotationError
 from tfdet.data.formats.common import (
@@ -38,11 +39,11 @@ def read(path, images, class_names, allow_outside) -> Source:
         if file.suffix.lower() in IMAGE_SUFFIXES:
             photos.setdefault(file.relative_to(images).with_suffix(""), []).append(file)
     listings, problems = [], []
-    for stem, file in texts.items():
+    for (stem, file), text in zip(texts.items(), files.ask(_text_of, texts.values())):
         if stem not in photos and stem.name.lower() in _NO_LABELS:
             continue
         found = photos.get(stem, [images / f"{stem}.jpg"])
-        listing, faults = _listing(file, found, images, len(class_names), allow_outside)
+        listing, faults = _listing(file, text, found, images, len(class_names), allow_outside)
         listings += [listing] if listing else []
         problems += faults
     problems += [
@@ -55,24 +56,28 @@ def read(path, images, class_names, allow_outside) -> Source:
 
 def _image_folder(labels):
     """Where the last folder called labels in a path becomes images, if there is such a folder; else the same."""
-    parts = list(labels.absolute().parts)
-    if "labels" not in parts:
-        return labels
-    last = len(parts) - 1 - parts[::-1].index("labels")
-    folder = type(labels)(*parts[:last], "images", *parts[last + 1 :])
-    return folder if folder.is_dir() else labels
+    whole = labels.absolute()
+    last = next((folder for folder in [whole, *whole.parents] if folder.name == "labels"), None)
+    folder = last and last.parent / "images" / whole.relative_to(last)
+    return folder if folder and folder.is_dir() else labels
 
 
-def _listing(file, found, images, num_classes, allow_outside):
+def _text_of(file):
+    """The text, or why there is none."""
+    try:
+        return read_text(file)
+    except AnnotationError as error:
+        return error
+
+
+def _listing(file, text, found, images, num_classes, allow_outside):
     where, name = str(file), found[0].relative_to(images).as_posix()
     if len(found) > 1:
         reason = f"the images {', '.join(photo.name for photo in found)} have this one text file"
         return None, [Problem("name_clash", where, reason)]
     image, problem = locate(where, name, found, () if allow_outside else (images,))
-    try:
-        text = read_text(file)
-    except AnnotationError as error:
-        return None, [Problem("bad_entry", error.where, error.reason)]
+    if isinstance(text, AnnotationError):
+        return None, [Problem("bad_entry", text.where, text.reason)]
     rows = {i: parse_box(line, num_classes) for i, line in enumerate(text.split("\n"), 1) if line.strip()}
     problems = [box_problem(f"{where}:{i}", i, row) for i, row in rows.items() if len(row) == 2]
     if problem:

@@ -5,6 +5,7 @@ The form that keras-yolo3 trains on; class names are in a separate file.
 
 import re
 
+from tfdet.data.address import below
 from tfdet.data.errors import AnnotationError
 from tfdet.data.formats.common import (
     IMAGE_SUFFIXES,
@@ -31,7 +32,7 @@ def read(path, images, class_names, allow_outside) -> Source:
             continue
         where = f"{path}:{number}"
         name, words = split_line(line)
-        image, problem = locate(where, name, [root / name for root in roots], () if allow_outside else roots)
+        image, problem = locate(where, name, [below(root, name) for root in roots], () if allow_outside else roots)
         boxes = [parse_box(word, len(class_names)) for word in words]
         problems += [box_problem(where, i, box) for i, box in enumerate(boxes, 1) if len(box) == 2]
         if problem:

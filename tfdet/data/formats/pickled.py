@@ -7,7 +7,8 @@ import pickle
 
 import numpy as np
 
-from tfdet.data import unpickle
+from tfdet.data import files, unpickle
+from tfdet.data.address import below
 from tfdet.data.annotations import Problem
 from tfdet.data.errors import AnnotationError
 from tfdet.data.formats.common import Source, box_problem, locate, make_listing
@@ -22,7 +23,7 @@ def read(path, images, class_names, allow_outside) -> Source:
     listings, problems = [], []
     for key in sorted(entries):
         where = f"{path}: key {key!r}"
-        image, problem = locate(where, key, [root / key], () if allow_outside else (root,))
+        image, problem = locate(where, key, [below(root, key)], () if allow_outside else (root,))
         array, fault = _build(entries[key], columns)
         if problem or fault:
             problems.append(problem or Problem(fault[0], where, fault[1]))
@@ -38,7 +39,7 @@ def read(path, images, class_names, allow_outside) -> Source:
 def _load_dict(path) -> dict:
     advice = "pickle a dict {file name: numpy array [N, 4 + number of classes]}"
     try:
-        with open(path, "rb") as file:
+        with files.opened(path) as file:
             content = unpickle.load(file)
     except OSError as error:
         raise AnnotationError(path, f"cannot be read ({error.strerror})", "check the path") from error

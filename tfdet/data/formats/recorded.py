@@ -6,13 +6,15 @@ the records, the texts in the records, or the class names that were passed.
 """
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from tfdet.data import embedded, tfrecord
+from tfdet.data import embedded, files, tfrecord
+from tfdet.data.address import Address, as_path, below
 from tfdet.data.annotations import Problem
 from tfdet.data.errors import AnnotationError
 from tfdet.data.formats.common import IMAGE_SUFFIXES, Source, box_problem, locate, make_listing, read_text, stated_size
@@ -40,7 +42,7 @@ class _Record(NamedTuple):
 
 def is_record_file(path) -> bool:
     """Whether a file begins as a TFRecord file does, with a length and its checksum."""
-    with open(path, "rb") as file:
+    with files.opened(path) as file:
         start = file.read(12)
     return len(start) == 12 and start == tfrecord.frame_header(int.from_bytes(start[:8], "little"))
 
@@ -50,8 +52,8 @@ def find_record_files(folder) -> list[Path]:
     manifest = _manifest(folder)
     if manifest:
         return [folder / shard["file"] for split in manifest["splits"].values() for shard in split["shards"]]
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() not in _NO_RECORDS)
-    return [path for path in files if path.is_file() and is_record_file(path)]
+    others = sorted(path for path in folder.iterdir() if path.suffix.lower() not in _NO_RECORDS)
+    return [path for path in others if path.is_file() and not path.is_dir() and is_record_file(path)]
 
 
 def read(path, images, class_names, allow_outside) -> Source:
@@ -89,7 +91,7 @@ def _image(record, images, allow_outside):
     name, roots = record.filename or record.image_id, () if allow_outside or not images else (images,)
     if not images:
         return None, Problem("missing_image", record.where, f"the record of {name!r} holds no image; pass --images DIR")
-    return locate(record.where, record.image_id, [images / record.image_id, images / name], roots)
+    return locate(record.where, record.image_id, [below(images, record.image_id), below(images, name)], roots)
 
 
 def _class_fault(value, by_text):
@@ -137,11 +139,11 @@ def _manifest_names(folder) -> list[str]:
 
 def _label_map(folder) -> dict[int, str]:
     """Number -> name of the one label map beside the records: `item { id: 1 name: 'cat' }`."""
-    files = sorted(folder.glob("*.pbtxt"))
-    if len(files) != 1:
+    maps = sorted(folder.glob("*.pbtxt"))
+    if len(maps) != 1:
         return {}
     names = {}
-    for item in re.findall(r"item\s*\{([^{}]*)\}", read_text(files[0])):
+    for item in re.findall(r"item\s*\{([^{}]*)\}", read_text(maps[0])):
         number = re.search(r"\bid\s*:\s*(\d{1,9})\b", item)
         name = re.search(r"\bdisplay_name\s*:\s*(?:'([^']*)'|\"([^\"]*)\")", item)
         name = name or re.search(r"\bname\s*:\s*(?:'([^']*)'|\"([^\"]*)\")", item)
@@ -171,7 +173,7 @@ def find_images(path):
     Yields:
         (image id, name of the image as `embedded` has it), or a Problem for a record that is damaged or holds no image.
     """
-    for item in _records(Path(path)):
+    for item in _records(as_path(path)):
         if not isinstance(item, Problem) and not item.image_path:
             item = Problem("missing_image", item.where, "the record holds no image")
         yield item if isinstance(item, Problem) else (item.image_id, item.image_path)
@@ -180,14 +182,13 @@ def find_images(path):
 def _records(path):
     """What the records of a file say, and a problem for each that is damaged."""
     try:
-        size = path.stat().st_size
-        data = np.memmap(path, np.uint8, "r") if size else np.zeros(0, np.uint8)
+        data = _bytes_of(path)
     except OSError as error:
         raise AnnotationError(path, f"cannot be read ({error.strerror})", "check the path") from error
     if data[:2].tobytes() == b"\x1f\x8b":
         raise AnnotationError(path, "the records are compressed", "unpack them with gunzip, or another name for it")
     start, number, view = 0, 0, memoryview(data)
-    while start < size:
+    while start < len(data):
         number += 1
         where = f"{path}: record {number}"
         length = int.from_bytes(view[start : start + 8], "little")
@@ -199,6 +200,13 @@ def _records(path):
         except (ValueError, KeyError, OverflowError, TypeError) as error:
             yield Problem("damaged_record", where, f"it cannot be read ({error})")
         start += length + tfrecord.FRAME_BYTES
+
+
+def _bytes_of(path) -> np.ndarray:
+    """uint8 [N]; of a file on this machine only what is looked at is read."""
+    if isinstance(path, Address):
+        return np.frombuffer(files.read_bytes(path), np.uint8)
+    return np.memmap(path, np.uint8, "r") if os.path.getsize(path) else np.zeros(0, np.uint8)
 
 
 def _parse(where, path, payload, data) -> _Record | Problem:

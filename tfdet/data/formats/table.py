@@ -8,6 +8,7 @@ import csv
 import re
 import sys
 
+from tfdet.data.address import below
 from tfdet.data.annotations import Problem
 from tfdet.data.errors import AnnotationError
 from tfdet.data.formats.common import (
@@ -50,7 +51,7 @@ def read(path, images, class_names, allow_outside) -> Source:
     labels |= {name: label for label, name in enumerate(class_names)}
     listings, root = [], images or path.parent
     for name, rows in by_image.items():
-        image, problem = locate(f"{path}:{rows[0][0]}", name, [root / name], () if allow_outside else (root,))
+        image, problem = locate(f"{path}:{rows[0][0]}", name, [below(root, name)], () if allow_outside else (root,))
         boxes = {line: _box(corners, fault, word, labels) for line, corners, fault, word in rows if corners or fault}
         problems += [box_problem(f"{path}:{line}", line, box) for line, box in boxes.items() if len(box) == 2]
         if problem:

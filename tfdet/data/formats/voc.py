@@ -6,6 +6,8 @@ Described at http://host.robots.ox.ac.uk/pascal/VOC.
 import xml.etree.ElementTree as ElementTree
 from typing import NamedTuple
 
+from tfdet.data import files
+from tfdet.data.address import below
 from tfdet.data.annotations import Problem
 from tfdet.data.errors import AnnotationError
 from tfdet.data.formats.common import (
@@ -33,17 +35,17 @@ class _Content(NamedTuple):
 def read(path, images, class_names, allow_outside) -> Source:
     """See `formats.read`; a file that is not named in the XML is looked for under the XML's own name."""
     folder = path if any(path.glob("*.xml")) else path / "Annotations"
-    files = sorted(folder.glob("*.xml"))
-    if not files:
+    pages = sorted(folder.glob("*.xml"))
+    if not pages:
         raise AnnotationError(path, "the folder holds no XML file", "name the Annotations folder of a VOC data set")
     if images is None:
         images = next((p for p in (folder.parent / "JPEGImages", folder.parent / "images") if p.is_dir()), folder)
-    contents = [_parse_xml(file) for file in files]
+    contents = files.ask(_parse_xml, pages)
     if not class_names:
         class_names = sorted({item[0] for content in contents if content for item in content.objects} - {""})
     labels = {name: label for label, name in enumerate(class_names)}
     listings, problems = [], []
-    for file, content in zip(files, contents):
+    for file, content in zip(pages, contents):
         if content is None:
             problems.append(Problem("bad_entry", str(file), "this is not readable XML"))
             continue
@@ -55,7 +57,7 @@ def read(path, images, class_names, allow_outside) -> Source:
 
 def _parse_xml(file) -> _Content | None:
     try:
-        root = ElementTree.parse(file).getroot()
+        root = ElementTree.fromstring(files.read_bytes(file))
     except (ElementTree.ParseError, OSError, ValueError, LookupError):
         return None
     size = stated_size(root.findtext("size/height"), root.findtext("size/width"))
@@ -72,13 +74,14 @@ def _object(item) -> tuple:
 
 def _voc_listing(file, content, images, labels, allow_outside):
     where, name = str(file), content.filename or file.stem
-    candidates = [images / name, *(images / (file.stem + suffix) for suffix in IMAGE_SUFFIXES)]
+    named = below(images, name)
+    candidates = [named, *(images / (file.stem + suffix) for suffix in IMAGE_SUFFIXES)]
     image, problem = locate(where, name, candidates, () if allow_outside else (images,))
     rows = [_voc_row(*item, labels) for item in content.objects]
     problems = [box_problem(where, i, row) for i, row in enumerate(rows, 1) if len(row) == 2]
     if problem:
         return None, [*problems, problem]
-    image_id = name if image == images / name else image.name
+    image_id = name if image == named else image.name
     good = [i for i, row in enumerate(rows, 1) if len(row) == 6]
     boxes, difficult = [rows[i - 1][:5] for i in good], [rows[i - 1][5] for i in good]
     common = {"in_pixels": True, "difficult": difficult, "stated_size": content.size}
