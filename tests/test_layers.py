@@ -10,7 +10,7 @@ FRONT_DOOR = ("__main__", "cli")  # a program: reads flags, and starts those of 
 LEVELS = (  # top first; a room is a module or a package, and rooms of one level do not import each other
     {"__main__"},
     {"cli"},
-    {"train", "evaluate", "predict", "export", "anchors", "contact_sheet", "pictures", "report"},
+    {"train", "evaluate", "predict", "export", "anchors", "contact_sheet", "pictures", "report", "unmatched"},
     {"detectors"},
     {"data", "models", "nms", "metrics", "draw", "timing", "configs"},
     {"schema", "boxes", "config", "compat", "addons", "quiet"},

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from tfdet.config import AugmentConfig, Config, ConfigError, TrainConfig
-from tfdet.data import mixing
+from tfdet.data import cutout, mixing
 
 SIZE = (48, 80)  # height, width
 GROUP = 4
@@ -137,10 +137,11 @@ def test_partners_are_the_others_of_the_group(draws, group):
 
 
 def test_group_size():
-    assert mixing.group_size(32, 16) == 8
-    assert mixing.group_size(12, 12) == 4
+    assert mixing.group_size(32) == 8
+    assert mixing.group_size(12) == 4
+    mixing.require_whole_groups(32, 16)
     with pytest.raises(ConfigError, match=r"mix 8 rows .* 4 rows an input pipeline"):
-        mixing.group_size(8, 4)
+        mixing.require_whole_groups(8, 4)
     with pytest.raises(ConfigError, match="batch_size is 6; "):
         Config(augment=AugmentConfig(mosaic=1.0), train=TrainConfig(batch_size=6))
 
@@ -281,8 +282,8 @@ CUTOUT = AugmentConfig(cutout=0.7, cutout_holes=3, cutout_side=(0.1, 0.5))
 
 
 def test_the_plan_of_cutout_equals_its_twin(draws):
-    u = draws(60, mixing.num_cutout_draws(CUTOUT))
-    holes = both_ways(lambda u: mixing.plan_cutout(u, SIZE, CUTOUT), u)
+    u = draws(60, cutout.num_draws(CUTOUT))
+    holes = both_ways(lambda u: cutout.plan(u, SIZE, CUTOUT), u)
     assert holes.shape == (60, 3, 4)
     exact = []
     for row, found in zip(u.astype("f8"), holes):
@@ -301,8 +302,8 @@ def test_the_plan_of_cutout_equals_its_twin(draws):
 def test_pixels_of_cutout_equal_their_twin(rng, compiled):
     images = rng.integers(0, 256, (2, *SIZE, 3), np.uint8)
     holes = np.int32([[[3, 5, 10, 20], [0, 0, 1, 1], [38, 70, 10, 10]], [[0, 0, 0, 0]] * 3])
-    result = tf.function(mixing.cutout_images, jit_compile=compiled)(tf.constant(images), tf.constant(holes)).numpy()
-    np.testing.assert_array_equal(result, in_map(mixing.cutout_images, images, holes))
+    result = tf.function(cutout.cut, jit_compile=compiled)(tf.constant(images), tf.constant(holes)).numpy()
+    np.testing.assert_array_equal(result, in_map(cutout.cut, images, holes))
     for y, x, h, w in holes[0]:
         images[0, y : y + h, x : x + w] = 128
     np.testing.assert_array_equal(result, images)
@@ -316,15 +317,15 @@ def test_hidden_objects_are_ignored():
     labels, holes = np.int32([[4, 5, 6, -2, -1]]), np.int32([[[0, 0, 24, 40], [0, 0, 0, 0]]])
     # shares hidden: 1, 1/2, 1/2, 0, nothing to hide
     for hidden, expected in ((0.7, [-2, 5, 6, -2, -1]), (0.4, [-2, -2, -2, -2, -1])):
-        result = both_ways(lambda *a, h=hidden: mixing.cutout_labels(*a, SIZE, h), boxes, labels, holes)
+        result = both_ways(lambda *a, h=hidden: cutout.labels_after(*a, SIZE, h), boxes, labels, holes)
         assert result.tolist() == [expected]
 
 
 @pytest.mark.parametrize("number", [0, 1, 100])
 def test_labels_of_cutout_equal_their_twin(draws, rng, number):
     boxes, labels = make_boxes(rng, 8, number)
-    holes = mixing.plan_cutout(draws(8, mixing.num_cutout_draws(CUTOUT)), SIZE, CUTOUT).numpy()
-    result = both_ways(lambda *a: mixing.cutout_labels(*a, SIZE, 0.3), boxes, labels, holes)
+    holes = cutout.plan(draws(8, cutout.num_draws(CUTOUT)), SIZE, CUTOUT).numpy()
+    result = both_ways(lambda *a: cutout.labels_after(*a, SIZE, 0.3), boxes, labels, holes)
     different = 0
     for row in range(8):
         for k in range(number):

@@ -47,6 +47,11 @@ def intersection(boxes_a, boxes_b):
     return size[..., 0] * size[..., 1]
 
 
+def union(boxes_a, boxes_b):
+    """Areas that either of two broadcastable sets covers: float32 [..., 4] xyxy, [..., 4] -> float32 [...]."""
+    return area(boxes_a) + area(boxes_b) - intersection(boxes_a, boxes_b)
+
+
 def iou(boxes_a, boxes_b):
     """Intersection over union of two broadcastable sets, 0 where the union is empty.
 
@@ -57,8 +62,7 @@ def iou(boxes_a, boxes_b):
     Returns:
         float32 [...] in [0, 1].
     """
-    shared = intersection(boxes_a, boxes_b)
-    return tf.math.divide_no_nan(shared, area(boxes_a) + area(boxes_b) - shared)
+    return tf.math.divide_no_nan(intersection(boxes_a, boxes_b), union(boxes_a, boxes_b))
 
 
 def clip(boxes):
@@ -76,6 +80,19 @@ def flip_vertically(boxes):
     """boxes: float32 [..., 4] xyxy, relative -> mirrored top to bottom."""
     x_min, y_min, x_max, y_max = tf.unstack(boxes, axis=-1)
     return tf.stack([x_min, 1.0 - y_max, x_max, 1.0 - y_min], -1)
+
+
+def from_yxhw(rectangles, size):
+    """Whole pixels to boxes.
+
+    Args:
+        rectangles: int32 [..., 4] y, x, height, width in pixels.
+        size: (height, width) of what they lie on, in pixels.
+    Returns:
+        float32 [..., 4] xyxy, relative.
+    """
+    low, extent = (tf.cast(part, tf.float32) for part in tf.split(rectangles, 2, -1))
+    return to_yxyx(tf.concat([low, low + extent], -1) / tf.constant([*size, *size], tf.float32))
 
 
 # --- windows ------------------------------------------------------------------------------------

@@ -7,20 +7,22 @@ from tfdet import addons
 from tfdet.config import AugmentConfig, ConfigError
 from tfdet.data import random
 
+FILTERS = ("equalize", "sharpness")
+
 
 def is_on(config: AugmentConfig) -> bool:
-    """Whether the config asks for either.
+    """Whether the config asks for either."""
+    return any(getattr(config, name) for name in FILTERS)
 
-    Raises:
-        ConfigError: it does, and tensorflow-addons is missing.
-    """
-    wanted = [name for name in ("equalize", "sharpness") if getattr(config, name)]
-    if wanted and not addons.available():
-        try:
-            addons.get(f"image.{wanted[0]}")
-        except ImportError as error:
-            raise ConfigError(f"augment.{wanted[0]} needs {error}") from error
-    return bool(wanted)
+
+def require_possible(config: AugmentConfig):
+    """Raises ConfigError if the config asks for one, and tensorflow-addons is missing."""
+    for name in FILTERS:
+        if getattr(config, name):
+            try:
+                addons.get(f"image.{name}")
+            except ImportError as error:
+                raise ConfigError(f"augment.{name} needs {error}") from error
 
 
 def plan(seed: int, keys, config: AugmentConfig) -> dict:

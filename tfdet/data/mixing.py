@@ -1,4 +1,4 @@
-"""Mosaic, mixup and cutout, for a whole batch at once, with their boxes.
+"""Mosaic and mixup, for a whole batch at once, with their boxes.
 
 Decoding is nearly all that a batch costs, so images are mixed with images of their own batch: each is decoded once,
 at the size of the network input, and may appear in its own row and, in parts, in others. Partners stand in the same
@@ -12,28 +12,26 @@ import tensorflow as tf
 
 from tfdet import boxes as box_ops
 from tfdet import schema
-from tfdet.config import AugmentConfig, ConfigError
-from tfdet.data import augment, image_ops, random
+from tfdet.config import MIXING_GROUPS, AugmentConfig, ConfigError
+from tfdet.data import augment, cutout, random
 
 MOSAIC_CENTRE = (0.3, 0.7)  # where the four tiles meet, shares of height and width
 _ORDER = ((0, 1, 2, 3), (1, 0, 3, 2), (2, 3, 0, 1), (3, 2, 1, 0))  # a row's own image is put in any of the corners
 
 
-def group_size(batch_size: int, rows: int) -> int:
-    """How many consecutive rows are mixed with each other.
+def group_size(batch_size: int) -> int:
+    """How many consecutive rows of a global batch are mixed with each other; `Config` sees to it that there is one."""
+    return next(size for size in MIXING_GROUPS if batch_size % size == 0)
 
-    Args:
-        batch_size: of the global batch; rows: of this input pipeline's share of it.
-    Raises:
-        ConfigError: the share is not a whole number of groups.
-    """
-    size = 8 if batch_size % 8 == 0 else 4
+
+def require_whole_groups(batch_size: int, rows: int):
+    """Raises ConfigError if this input pipeline's share of a batch, so many rows, is not a whole number of groups."""
+    size = group_size(batch_size)
     if rows % size:
         raise ConfigError(
             f"augment.mosaic and mixup mix {size} rows with each other, which {rows} rows an input pipeline cannot "
             f"hold; take a train.batch_size that is a multiple of {size} times the number of input pipelines"
         )
-    return size
 
 
 def is_mixing(config: AugmentConfig) -> bool:
@@ -113,7 +111,7 @@ def mosaic_boxes(boxes, labels, plan: dict, output_size, min_visible: float = 0.
     As `augment.boxes_in_window`, for every tile. Rows without a mosaic keep theirs.
     """
     batch, count = tf.shape(labels)[0], tf.shape(labels)[1]
-    tiles, windows = (tf.reshape(_relative(plan[key], output_size), [-1, 4]) for key in ("tiles", "windows"))
+    tiles, windows = (tf.reshape(box_ops.from_yxhw(plan[key], output_size), [-1, 4]) for key in ("tiles", "windows"))
     sources = tf.reshape(plan["sources"], [-1])
     seen, seen_labels = augment.boxes_in_window(
         tf.gather(boxes, sources), tf.gather(labels, sources), windows, output_size, False, min_visible
@@ -127,13 +125,6 @@ def mosaic_boxes(boxes, labels, plan: dict, output_size, min_visible: float = 0.
     own = tf.pad(labels, [[0, 0], [0, 3 * count]], constant_values=schema.BACKGROUND)
     own_boxes = tf.pad(boxes, [[0, 0], [0, 3 * count], [0, 0]])
     return tf.where(drawn[..., None], placed, own_boxes), tf.where(drawn, placed_labels, own)
-
-
-def _relative(rectangles, size):
-    """int32 [..., 4] y, x, height, width in pixels of `size` (height, width) -> float32 [..., 4] xyxy."""
-    low, extent = (tf.cast(part, tf.float32) for part in tf.split(rectangles, 2, -1))
-    corners = tf.concat([low, low + extent], -1) / tf.constant([*size, *size], tf.float32)
-    return box_ops.to_yxyx(corners)  # its own inverse
 
 
 def mosaic_images(images, plan: dict):
@@ -199,54 +190,6 @@ def mixup_images(images, others, share):
     return tf.cast(pixels + 0.5, tf.uint8)
 
 
-# --- cutout -------------------------------------------------------------------------------------
-
-
-def num_cutout_draws(config: AugmentConfig) -> int:
-    """Draws an image that `plan_cutout` takes."""
-    return 1 + 4 * config.cutout_holes
-
-
-def plan_cutout(u, output_size, config: AugmentConfig):
-    """Holes anywhere inside the image (https://arxiv.org/abs/1708.04552).
-
-    Args:
-        u: float32 [B, num_cutout_draws]: whether; height, width, y, x of each hole.
-    Returns:
-        int32 [B, K, 4] y, x, height, width in pixels; empty where none was drawn.
-    """
-    size = tf.constant(output_size, tf.float32)
-    u, drawn = tf.reshape(u[:, 1:], [-1, config.cutout_holes, 4]), u[:, 0] < config.cutout
-    low, high = config.cutout_side
-    sides = tf.maximum(tf.round((low + (high - low) * u[..., :2]) * size), 1.0)
-    start = tf.minimum(tf.floor(u[..., 2:] * (size - sides + 1.0)), size - sides)
-    holes = tf.cast(tf.concat([start, sides], -1), tf.int32)
-    return tf.where(drawn[:, None, None], holes, 0)
-
-
-def cutout_labels(boxes, labels, holes, output_size, hidden: float):
-    """Labels with objects ignored that the holes hide: int32 [B, M] -> int32 [B, M]; boxes stay as they are.
-
-    Args:
-        hidden: the share of a box's area from which on it is ignored; where holes overlap, both count.
-    """
-    shared = box_ops.intersection(boxes[:, :, None], _relative(holes, output_size)[:, None])
-    gone = tf.reduce_sum(shared, -1) >= hidden * box_ops.area(boxes)
-    return tf.where(gone & (labels >= 0), schema.IGNORE, labels)
-
-
-def cutout_images(images, holes):
-    """uint8 [B, H, W, 3], int32 [B, K, 4] -> images with gray holes; meant for XLA."""
-    batch, rows, columns, _ = images.shape
-    row, column = tf.range(rows)[:, None], tf.range(columns * 3)[None] // 3  # a line of interleaved colours
-    pixels = tf.reshape(images, [batch, rows, columns * 3])
-    for hole in tf.unstack(holes, axis=1):
-        y, x, height, width = (part[:, None, None] for part in tf.unstack(hole, axis=-1))
-        inside = (row >= y) & (row < y + height) & (column >= x) & (column < x + width)
-        pixels = tf.where(inside, tf.constant(image_ops.GRAY[0], tf.uint8), pixels)
-    return tf.reshape(pixels, images.shape)
-
-
 # --- all of them --------------------------------------------------------------------------------
 
 
@@ -257,7 +200,7 @@ def plan(boxes, labels, seed: int, keys, config: AugmentConfig, output_size, gro
         boxes: float32 [B, M, 4]; labels: int32 [B, M]; keys: epoch, element int64 [B], the keys of the draws.
         group: see `group_size`; needed where `is_mixing`.
     Returns:
-        dict for `mix` and `cutout_images`; boxes float32 [B, N, 4], labels int32 [B, N], objects not yet in front.
+        dict for `mix` and `cutout.cut`; boxes float32 [B, N, 4], labels int32 [B, N], objects not yet in front.
     """
     planned = {}
     if config.mosaic:
@@ -269,9 +212,9 @@ def plan(boxes, labels, seed: int, keys, config: AugmentConfig, output_size, gro
         planned["mixup"] = plan_mixup(u, group, config)
         boxes, labels = mixup_boxes(boxes, labels, planned["mixup"])
     if config.cutout:
-        u = random.uniform(seed, random.CUTOUT, *keys, num_cutout_draws(config))
-        planned["holes"] = plan_cutout(u, output_size, config)
-        labels = cutout_labels(boxes, labels, planned["holes"], output_size, config.cutout_hidden)
+        u = random.uniform(seed, random.CUTOUT, *keys, cutout.num_draws(config))
+        planned["holes"] = cutout.plan(u, output_size, config)
+        labels = cutout.labels_after(boxes, labels, planned["holes"], output_size, config.cutout_hidden)
     return planned, boxes, labels
 
 

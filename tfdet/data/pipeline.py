@@ -21,7 +21,7 @@ from tfdet.data.reading import all_records, map_in_graph, map_rows, read_in_orde
 from tfdet.data.records import RecordSet
 from tfdet.data.stages import Stages, without_boxes
 
-__all__ = ["eval_dataset", "image_dataset", "ladder", "steps_per_epoch", "train_dataset"]
+__all__ = ["box_dataset", "eval_dataset", "image_dataset", "ladder", "steps_per_epoch", "train_dataset"]
 
 # --- the data sets ------------------------------------------------------------------------------
 
@@ -62,6 +62,23 @@ def eval_dataset(record_set: RecordSet, config: Config, encode=None) -> tf.data.
     stages = _make_stages(record_set, config, NO_AUGMENT, encode, config.train.batch_size, truth=True)
     steps = tf.data.Dataset.range(steps_per_epoch(record_set, config.train.batch_size))
     return _run(read_in_order(steps, record_set, config, False, (0, 1)), stages)
+
+
+def box_dataset(record_set: RecordSet, config: Config) -> tf.data.Dataset:
+    """One pass over the boxes, as training without augmentation has them; no image is decoded.
+
+    Returns:
+        Batches: image_id string [B], empty in rows that fill up; boxes float32 [B, M, 4] relative to the network
+        input, labels int32 [B, M] of those that are a pixel large there; true_boxes, true_labels and true_difficult
+        as `eval_dataset`.
+    """
+    stages = _make_stages(record_set, config, NO_AUGMENT, None, config.train.batch_size, truth=True)
+    steps = tf.data.Dataset.range(steps_per_epoch(record_set, config.train.batch_size))
+    planned = _run(read_in_order(steps, record_set, config, False, (0, 1)), stages, last="plan")
+    keys = (
+        schema.IMAGE_ID, schema.BOXES, schema.LABELS, schema.TRUE_BOXES, schema.TRUE_LABELS, schema.TRUE_DIFFICULT,
+    )  # fmt: skip
+    return map_in_graph(planned, lambda batch: {key: batch[key] for key in keys})
 
 
 def image_dataset(images, config: Config) -> tf.data.Dataset:
@@ -126,9 +143,10 @@ def _chain(stages: Stages | ScaledStages) -> dict:
     }
 
 
-def _run(data, stages, first="parse"):
+def _run(data, stages, first="parse", last="prefetch"):
     chain = _chain(stages)
-    for name in list(chain)[list(chain).index(first) :]:
+    names = list(chain)
+    for name in names[names.index(first) : names.index(last) + 1]:
         data = chain[name](data)
     return data.with_options(_options(stages.config.data))
 

@@ -14,7 +14,7 @@ _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
 
 # What a draw is for; the numbers are part of the stream's definition.
-SHUFFLE, WINDOW, FLIP, COLOUR, LIGHTING, AFFINE, MOSAIC, MIXUP, CUTOUT, EQUALIZE, SHARPNESS, SCALE = range(12)
+WINDOW, FLIP, COLOUR, LIGHTING, AFFINE, MOSAIC, MIXUP, CUTOUT, EQUALIZE, SHARPNESS, SCALE = range(1, 12)
 
 
 def _rotate_left(x, bits):

@@ -12,7 +12,7 @@ import tensorflow as tf
 from tfdet import boxes as box_ops
 from tfdet import schema
 from tfdet.config import AugmentConfig, Config
-from tfdet.data import affine, augment, filters, image_ops, mixing, random
+from tfdet.data import affine, augment, cutout, filters, image_ops, mixing, random
 
 SMALLEST_BUCKET = 8
 # what the batch stage hands through
@@ -56,14 +56,9 @@ class Stages:
     numbered: bool = False
 
     def __post_init__(self):
-        filters.is_on(self.augment)  # says now what is missing
+        filters.require_possible(self.augment)
         if mixing.is_mixing(self.augment):
-            self.group  # noqa: B018
-
-    @property
-    def group(self) -> int:
-        """Rows that are mixed with each other."""
-        return mixing.group_size(self.config.train.batch_size, self.rows)
+            mixing.require_whole_groups(self.config.train.batch_size, self.rows)
 
     @property
     def buckets(self) -> list[int]:
@@ -73,10 +68,14 @@ class Stages:
     @property
     def fill(self):
         """The colour of what lies outside of an image, None where no window reaches beyond its image."""
-        if self.augment.expand_probability > 0:
-            return image_ops.MEAN_RGB
-        letterbox = self.augment.geometry == "none" and self.config.data.resize == "letterbox"
-        return image_ops.GRAY if letterbox or self.augment.geometry == "yolo_jitter" else None
+        if self.letterboxed or self.augment.geometry == "yolo_jitter":
+            return image_ops.GRAY
+        return image_ops.MEAN_RGB if self.augment.expand_probability > 0 else None
+
+    @property
+    def letterboxed(self) -> bool:
+        """Whether images keep their aspect; those that are cropped or jittered do not."""
+        return self.augment.geometry == "none" and self.config.data.resize == "letterbox"
 
     @property
     def flips(self) -> bool:
@@ -115,13 +114,12 @@ class Stages:
         boxes, labels, size = (example[key] for key in (schema.BOXES, schema.LABELS, schema.IMAGE_SIZE))
         data, output = self.config.data, self.config.detector.image_size
         keys = example["epoch"], example["index"]
-        if self.augment.geometry == "none" and data.resize == "letterbox":
-            window = box_ops.letterbox_window(size, output)
-        elif self.augment.geometry == "none" and self.augment.expand_probability == 0:
-            window = tf.tile(tf.constant([augment.WHOLE]), [self.rows, 1])
-        else:
+        window = tf.tile(tf.constant([augment.WHOLE]), [self.rows, 1])
+        if self.augment.geometry != "none" or self.augment.expand_probability > 0:
             u = random.uniform(data.seed, random.WINDOW, *keys, augment.NUM_WINDOW_DRAWS[self.augment.geometry])
             window = augment.choose_window(u, size, boxes, labels, self.augment, output)
+        if self.letterboxed:  # a canvas to zoom out on has the aspect of its image
+            window = box_ops.from_window(box_ops.letterbox_window(size, output), window)
         crop, target, ratio, window = image_ops.place(window, size, output, allow_ratio=self.store == "jpeg")
         cropping = self.augment.geometry in ("random_size_crop", "ssd_crop")
         boxes, labels = augment.boxes_in_window(boxes, labels, window, output, cropping, data.min_visible)
@@ -146,7 +144,7 @@ class Stages:
             boxes, labels = affine.map_boxes(boxes, labels, planned["affine"], output, data.min_visible)
         if filters.is_on(config):
             planned["filters"] = filters.plan(data.seed, keys, config)
-        group = self.group if mixing.is_mixing(config) else 1
+        group = mixing.group_size(self.config.train.batch_size) if mixing.is_mixing(config) else 1
         mix, boxes, labels = mixing.plan(boxes, labels, data.seed, keys, config, output, group, data.min_visible)
         if mix:
             planned["mix"] = mix
@@ -203,7 +201,7 @@ class Stages:
         boxes, labels = batch[schema.BOXES], batch[schema.LABELS]
         image = augment.change_colour(batch[schema.IMAGE], batch["draws"])
         if "holes" in batch:
-            holed = mixing.cutout_images(tf.reshape(image, batch[schema.IMAGE].shape), batch["holes"])
+            holed = cutout.cut(tf.reshape(image, batch[schema.IMAGE].shape), batch["holes"])
             image = tf.reshape(holed, image.shape)
         outputs = {schema.IMAGE: image, schema.BOXES: boxes, schema.LABELS: labels}
         if self.encode is not None:

@@ -31,6 +31,12 @@ class Detector(Protocol):
             `target_boxes` float32 [B, A, 4] and `target_labels` int32 [B, A] in [0, C), -1 background, -2 ignore.
         """
 
+    def count_degenerate(self, boxes, labels):
+        """How many boxes of each image are not padding and yet never matched: as `encode` -> int32 [B]."""
+
+    def count_collisions(self, boxes, labels):
+        """How many objects of each image get no target, or lose one, to other objects: as `encode` -> int32 [B]."""
+
     def loss(self, batch, predictions) -> dict:
         """Named sums per image, float32 [B] each, and "normalizer" float32 [B]; nothing is averaged here.
 

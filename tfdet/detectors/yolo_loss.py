@@ -4,7 +4,7 @@ import math
 
 import tensorflow as tf
 
-from tfdet.boxes import area, intersection, to_cxcywh
+from tfdet.boxes import area, iou, to_cxcywh, union
 
 
 def overlaps_any(boxes, others, wanted, threshold):
@@ -32,9 +32,9 @@ def overlaps_any(boxes, others, wanted, threshold):
         width = tf.maximum(tf.minimum(right, x_max) - tf.maximum(left, x_min), 0.0)
         height = tf.maximum(tf.minimum(bottom, y_max) - tf.maximum(top, y_min), 0.0)
         shared = width * height
-        union = areas + (x_max - x_min) * (y_max - y_min) - shared
-        # the same as shared / union >= threshold
-        return m + 1, found | (wanted[:, m, None] & (shared >= threshold * union))
+        both = areas + (x_max - x_min) * (y_max - y_min) - shared
+        # the same as shared / both >= threshold
+        return m + 1, found | (wanted[:, m, None] & (shared >= threshold * both))
 
     start = (tf.constant(0), tf.zeros_like(areas, tf.bool))
     return tf.while_loop(lambda m, _: m < stop, visit, start)[1]
@@ -51,12 +51,6 @@ def _enclosing(boxes_a, boxes_b):
     return tf.concat([low, high], -1)
 
 
-def _iou_and_union(boxes_a, boxes_b):
-    shared = intersection(boxes_a, boxes_b)
-    union = area(boxes_a) + area(boxes_b) - shared
-    return tf.math.divide_no_nan(shared, union), union
-
-
 def giou(boxes_a, boxes_b):
     """Generalised IoU: IoU less the share of the enclosing box that neither covers.
 
@@ -67,9 +61,8 @@ def giou(boxes_a, boxes_b):
     Returns:
         float32 [...] in [-1, 1].
     """
-    iou, union = _iou_and_union(boxes_a, boxes_b)
     around = area(_enclosing(boxes_a, boxes_b))
-    return iou - tf.math.divide_no_nan(around - union, around)
+    return iou(boxes_a, boxes_b) - tf.math.divide_no_nan(around - union(boxes_a, boxes_b), around)
 
 
 def ciou(boxes_a, boxes_b):
@@ -82,11 +75,11 @@ def ciou(boxes_a, boxes_b):
     Returns:
         float32 [...], at most 1.
     """
-    iou, _ = _iou_and_union(boxes_a, boxes_b)
+    overlap = iou(boxes_a, boxes_b)
     shift = to_cxcywh(boxes_a)[..., :2] - to_cxcywh(boxes_b)[..., :2]
     around = to_cxcywh(_enclosing(boxes_a, boxes_b))[..., 2:]
     distance = tf.math.divide_no_nan(tf.reduce_sum(shift**2, -1), tf.reduce_sum(around**2, -1))
     aspect = tf.atan2(*_sizes(boxes_a)) - tf.atan2(*_sizes(boxes_b))
     v = (2.0 / math.pi * aspect) ** 2
-    alpha = tf.stop_gradient(tf.math.divide_no_nan(v, 1.0 - iou + v))
-    return iou - distance - alpha * v
+    alpha = tf.stop_gradient(tf.math.divide_no_nan(v, 1.0 - overlap + v))
+    return overlap - distance - alpha * v
