@@ -106,7 +106,7 @@ PRIOR_LAYOUTS["ssd512_caffe"] = dataclasses.replace(PRIOR_LAYOUTS["ssd512"], tru
 class NmsConfig:
     """Post-processing: `max_per_class` and `max_detections` are counts an image; `method` see nms.
 
-    `kernel` and `sigma` are of "soft" and "matrix": by how much an overlap lowers a score, exp(-iou^2 / sigma) or 1 - iou.
+    `kernel` and `sigma` are of "soft" and "matrix": an overlap lowers a score by exp(-iou^2 / sigma) or by 1 - iou.
     """
 
     score_threshold: float = 0.01

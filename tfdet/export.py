@@ -85,6 +85,7 @@ def _describe(config, files):
         "iou_threshold": limits.iou_threshold,
         "max_detections": limits.max_detections,
         "nms": limits.method,
+        **({} if limits.method == "hard" else {"nms_kernel": limits.kernel, "nms_sigma": limits.sigma}),
         "inputs": {
             "saved_model": "serving_default: images string [N], encoded; pixels: images uint8 [N, H, W, 3] RGB, any "
             "size. EXIF orientation is not applied.",

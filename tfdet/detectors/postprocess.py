@@ -37,6 +37,8 @@ def detect(
         max_detections=limits.max_detections,
         class_agnostic=limits.class_agnostic,
         method=limits.method,
+        kernel=limits.kernel,
+        sigma=limits.sigma,
         compiled=compiled,
     )
     return {**detections, schema.BOXES: boxlib.clip(to_photo(detections[schema.BOXES], config, image_size))}
