@@ -393,6 +393,8 @@ def test_augmented_images(run, data, monkeypatch):
     code, summary, _, _ = run(data / "records", "--augment", data / "sheet.png", *preset)
     assert (code, summary["augment"]) == (0, str(data / "sheet.png"))
     assert seen == [(8, NAMES, "tiny")]
+    assert summary["never_matched"]["images"] == 8
+    assert summary["never_matched"]["objects"] > 0
     with Image.open(data / "sheet.png") as picture:
         assert picture.size == (4, 4)
 

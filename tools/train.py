@@ -19,7 +19,7 @@ quiet.import_tensorflow()
 
 import tensorflow as tf
 
-from tfdet import addons, anchors, configs, detectors
+from tfdet import addons, anchors, configs, detectors, unmatched
 from tfdet.config import ConfigError, from_json, override
 from tfdet.configs import recipes
 from tfdet.data import faults, pipeline, service
@@ -32,6 +32,7 @@ from tfdet.train import checkpoints, devices, loop, optimizers, setup, signals, 
 from tools import bad_records, weights_options
 
 DEFAULT_PRESET = "ssd300_mobilenetv2"
+MOST_COUNTED = 2048  # images, which takes a second or two
 
 EPILOG = """
 examples:
@@ -233,6 +234,13 @@ def describe(options, config, records, val, strategy, model):
     print(f"run:     {options.run}", flush=True)
 
 
+def describe_boxes(config, records, detector):
+    """Boxes that cannot be learned, in the first images: said before hours are spent on them."""
+    if config.data.shuffle != "sequential":  # chosen where reading records one by one is dear
+        counts = unmatched.count(records, config, detector, most=MOST_COUNTED)
+        print(f"boxes:   {unmatched.describe(counts, config)}", flush=True)
+
+
 def make_batches(options, config, records, detector):
     """(step, shard) -> the training data from there on, made in this process or by a data service."""
     if not options.data_service:
@@ -262,6 +270,7 @@ def train(options) -> dict:
         measure["pictures"] = Samples(batches, detector, config).draw
         measure["evaluate"] = lambda model: evaluate(model, detector, batches, config, config.class_names)
     with faults.named(records, val), device_named():
+        describe_boxes(config, records, detector)
         summary = loop.fit(
             model, detector, make_batches(options, config, records, detector), config, options.run,
             steps_per_epoch=config.train.steps_per_epoch or pipeline.steps_per_epoch(records, config.train.batch_size),
