@@ -27,7 +27,7 @@ from tfdet.data.records import open_split
 from tfdet.detectors import runs
 from tfdet.evaluate import coco_results, coco_truth, collect, read_photo, save_plots, summarise
 from tfdet.models.weights import WeightsError
-from tools import bad_records
+from tools import bad_records, places
 
 EPILOG = """
 examples:
@@ -71,6 +71,8 @@ def measure(options) -> dict:
         raise ConfigError(f"--batch-size is {options.batch_size}; it must be positive")
     if not 0 <= options.min_score < 1:
         raise ConfigError(f"--min-score is {options.min_score}; it lies in [0, 1)")
+    places.require_parents(options.json, options.coco_results, options.coco_truth)
+    places.require_folder(options.plots)
     records = open_split(options.data, options.split)
     config, detector, model = runs.load(options.run, options.weights)
     config = adapt(config, records, options)

@@ -19,6 +19,7 @@ from tfdet.data.annotations import NOTES
 from tfdet.data.checks import FAULTS, count_cut, count_dropped, count_kinds
 from tfdet.data.errors import DataError
 from tfdet.data.images import ImageOptions
+from tools import places
 from tools.check_options import HELP, add_check_options, make_checks
 from tools.input_options import add_input_options, check_input_options, read_all
 from tools.progress import make_progress
@@ -136,9 +137,7 @@ def write_page(options, diagnosis, summary, checks, listings):
 
 def inspect(options):
     checks = make_checks(options)
-    for path in (options.json, options.html, options.augment):
-        if path and not path.absolute().parent.is_dir():  # said before the work instead of after it
-            raise DataError(path, "its folder does not exist", "make the folder, or choose another")
+    places.require_parents(options.json, options.html, options.augment)
     never_matched = write_augmented(options) if options.augment else None
     image_options = ImageOptions(decode_check=options.decode_check, max_pixels=options.max_pixels)
     splits, problems, names = read_all(options)

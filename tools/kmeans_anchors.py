@@ -19,6 +19,7 @@ from tfdet.data.annotations import NOTES
 from tfdet.data.checks import Checks, make_policies
 from tfdet.data.errors import DataError
 from tfdet.data.images import ImageOptions
+from tools import places
 from tools.check_options import image_size
 from tools.input_options import add_input_options, check_input_options, read_all
 from tools.progress import make_progress
@@ -84,9 +85,7 @@ def read_facts(options):
 
 def find(options) -> dict:
     """The whole job; returns what the last line of output says."""
-    for path in (options.out, options.plot):
-        if path and not path.absolute().parent.is_dir():  # said before the work instead of after it
-            raise DataError(path, "its folder does not exist", "make the folder, or choose another")
+    places.require_parents(options.out, options.plot)
     config = configs.load(options.preset)
     own = config.detector.anchors
     size = options.image_size or config.detector.image_size
