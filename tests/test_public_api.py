@@ -67,8 +67,8 @@ PUBLIC = {
     "tfdet.metrics": "COCO_FIGURES Curve Detections GroundTruth Mistake coco_ap confusion curve_ap mean_ap misses "
     "voc_ap voc_curves wrong_detections",
     "tfdet.models.darknet": "build",
-    "tfdet.models.layers": "CaffePreprocess Columns Double L2Normalization batch_norm class_head_bias clone_with_batch_norm "
-    "prior_layout size_named ssd_outputs",
+    "tfdet.models.layers": "CaffePreprocess Columns Double L2Normalization batch_norm class_head_bias "
+    "clone_with_batch_norm prior_layout size_named ssd_outputs",
     "tfdet.models.mobilenet": "build",
     "tfdet.models.ssd_vgg": "build",
     "tfdet.models.class_heads": "Head count_classes find merge parse_keep",

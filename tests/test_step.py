@@ -7,9 +7,9 @@ import pytest
 import tensorflow as tf
 import toy
 
-from tfdet import schema
+from tfdet import configs, detectors, schema
 from tfdet.compat import keras
-from tfdet.config import ConfigError, TrainConfig
+from tfdet.config import ConfigError, TrainConfig, override
 from tfdet.train import optimizers, setup, step
 
 ONE = tf.distribute.get_strategy()
@@ -193,6 +193,23 @@ def trained(steps, config=SGD, batch=8, spoil=(), precision="float32", **options
             data[schema.TARGET_BOXES] *= np.nan
         rows.append({name: float(value) for name, value in update(data).items()})
     return {v.name: v.numpy() for v in model.variables}, rows, averages, optimizer, model
+
+
+def test_xla_compiles_the_step_of_yolo(rng):
+    """All of its gradients, on a CPU too, and the same numbers as without."""
+    config = override(override(configs.load("yolov3_tiny"), "detector.width_multiplier=0.125"), "train.optimizer=sgd")
+    config = override(config, "detector.image_size=[64,96]")
+    detector = detectors.build(config.detector, 2)
+    boxes, labels = tf.constant([[[0.1, 0.2, 0.5, 0.6]], [[0.3, 0.3, 0.9, 0.8]]]), tf.constant([[0], [1]])
+    images = tf.constant(rng.integers(0, 256, (2, 64, 96, 3), np.uint8))
+    batch = {"image": images, "boxes": boxes, "labels": labels, **detector.encode(boxes, labels)}
+    losses = {}
+    for xla in (False, True):
+        model = setup.build_model(detector, config.train, ONE)
+        update = step.make_train_step(model, detector, optimizers.build_optimizer(config.train, 9, model), xla=xla)
+        losses[xla] = [float(update(batch)["loss"]) for _ in range(3)]
+    np.testing.assert_allclose(losses[True], losses[False], rtol=1e-3)
+    assert losses[True][-1] < losses[True][0]
 
 
 @pytest.mark.parametrize(("parts", "xla"), [(4, False), (2, True)])

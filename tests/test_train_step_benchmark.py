@@ -22,8 +22,8 @@ def test_it_ends_with_json(tmp_path):
     figures = json.loads(result.stdout.splitlines()[-1])
     assert json.loads((tmp_path / "out.json").read_text()) == figures
     model = figures["models"]["yolov3_tiny"]
-    rows = {"forward_backward", "bare", "keras_fit", "cached", "real", "replicas 2"}  # XLA has not all of its gradients
-    assert rows | {"over_bare", "over_keras_fit", "real_over_cached"} <= set(model)
+    rows = {"forward_backward", "bare", "keras_fit", "cached", "cached_xla", "real", "replicas 2"}
+    assert rows | {"over_bare", "over_keras_fit", "real_over_cached", "xla_over_cached"} <= set(model)
     assert all(model[name]["ms_per_step"] > 0 for name in rows)
     assert 0 <= model["real"]["wait"] <= 1
     assert "over bare" in result.stderr
