@@ -2,6 +2,7 @@
 # demo     drawn photos -> records -> training -> mAP -> pictures, in a few minutes on a CPU
 # test     every test
 # lint     ruff
+# docs     the documentation as a site, in site/
 # bench    the input pipeline's speed beside decoding alone
 #
 # Each does what it needs first. STACK=addons picks TensorFlow 2.15 with tensorflow-addons (.venv-addons).
@@ -26,7 +27,7 @@ STAMP := $(VENV)/.installed
 
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: install demo test lint bench
+.PHONY: install demo test lint docs bench
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -51,6 +52,11 @@ test: $(STAMP)
 lint: $(STAMP)
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
+
+docs: $(STAMP)
+	@$(RUN) -m pip install -q --disable-pip-version-check -c $(CONSTRAINTS) -e ".[docs]"
+	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict -q -d site
+	@echo "open site/index.html"
 
 bench: $(STAMP)
 	@$(RUN) benchmarks/input_pipeline.py

@@ -36,6 +36,7 @@ setup(
         "onnx": ["tf2onnx>=1.16", "onnxruntime>=1.16"],
         "fast": ["google-crc32c>=1.5"],  # checksums of records in a seventh of the time
         "beam": ["apache-beam>=2.60"],  # in an environment of its own: its pins clash with TensorFlow's
+        "docs": ["mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.26"],  # make docs
         "dev": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "ruff>=0.5"],
     },
 )
