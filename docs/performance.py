@@ -58,6 +58,16 @@ _PIPELINES = {  # in this order
 }
 
 
+_OTHERS = {
+    "rykov8": "generator of rykov8/ssd_keras, one process",
+    "keras_yolo3": "generator of keras-yolo3, one process",
+    "naive_tf_data": "naive tf.data",
+    "pytorch_opencv": "PyTorch DataLoader and OpenCV, 2 workers, the SSD paper's order of steps",
+    "pytorch_opencv_tuned": "PyTorch DataLoader and OpenCV, 2 workers, tuned to tfdet's order of steps",
+    "dali_cpu": "DALI on the CPU",
+}
+
+
 def pipelines(files) -> str:
     """The whole input pipeline beside decoding alone."""
     names = [*(name for name in _PIPELINES if name in files), *(name for name in files if name not in _PIPELINES)]
@@ -92,7 +102,7 @@ def others(result) -> str:
     """Other pipelines on the same photos and the same work."""
     rows = [("tfdet", result["pipeline"]["images_per_second"], 1)]
     rows += [
-        (name.replace("_", " "), row["images_per_second"], row["tfdet_is_faster_by"])
+        (_OTHERS.get(name, name), row["images_per_second"], row["tfdet_is_faster_by"])
         for name, row in sorted(result["baselines"].items(), key=lambda item: -item[1]["images_per_second"])
     ]
     text = "Other pipelines on the same photos, doing the same work with zooming out, in one run.\n\n"

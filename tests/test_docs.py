@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from tfdet import cli
@@ -87,6 +88,27 @@ def write_data(folder):
         (folder / f"VOC{end}").mkdir()
         formats.save(folder / f"VOC{end}" / "Annotations", "voc", synthetic.SHAPE_CLASSES, sized[part])
     shutil.copytree(folder / "photos", folder / "VOC" / "JPEGImages")
+    for split, part in (("train", slice(0, 14)), ("val", slice(14, 20))):
+        write_records(folder / f"voc2012_{split}.tfrecord", sized[part])
+
+
+def write_records(path, sized):
+    """As yolov3-tf2 writes them: with names of classes, and their numbers from 0."""
+    strings = lambda values: tf.train.Feature(bytes_list=tf.train.BytesList(value=values))  # noqa: E731
+    integers = lambda values: tf.train.Feature(int64_list=tf.train.Int64List(value=values))  # noqa: E731
+    floats = lambda values: tf.train.Feature(float_list=tf.train.FloatList(value=values))  # noqa: E731
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for item, (height, width) in sized:
+            corners = zip(("xmin", "ymin", "xmax", "ymax"), item.boxes.T.tolist())
+            feature = {f"image/object/bbox/{side}": floats(values) for side, values in corners} | {
+                "image/height": integers([height]),
+                "image/width": integers([width]),
+                "image/filename": strings([item.image_id.encode()]),
+                "image/encoded": strings([Path(item.image_path).read_bytes()]),
+                "image/object/class/text": strings([synthetic.SHAPE_CLASSES[label].encode() for label in item.labels]),
+                "image/object/class/label": integers(item.labels.tolist()),
+            }
+            writer.write(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString())
 
 
 @pytest.fixture(scope="module")
