@@ -248,6 +248,22 @@ def run(yolo, tmp_path_factory):
     return folder
 
 
+def test_soft_suppression_goes_into_the_saved_model(tool, run, yolo, photos, tmp_path, capsys):
+    """The module finds what `detect` finds with the kernel and sigma of the command, and another sigma finds else."""
+    out = tmp_path / "out"
+    soft = ["--nms", "soft", "--nms-kernel", "gaussian", "--nms-sigma", "0.2"]
+    assert tool.main(["--run", str(run), "--out", str(out), *soft]) == 0
+    about = json.loads((out / "export.json").read_text())
+    assert (about["nms"], about["nms_kernel"], about["nms_sigma"]) == ("soft", "gaussian", 0.2)
+    config, detector, model = yolo
+    found = tf.saved_model.load(str(out / "saved_model")).signatures["serving_default"](images=encoded(photos[:1]))
+    for sigma, same in ((0.2, True), (0.9, False)):
+        limits = replace(config.detector.nms, method="soft", sigma=sigma)
+        changed = replace(config, detector=replace(config.detector, nms=limits))
+        scores = in_process((changed, detector, model), photos[:1])["scores"]
+        assert np.allclose(found["scores"], scores, atol=1e-4) == same
+
+
 def test_the_tool_writes_what_loads(tool, run, yolo, photos, tmp_path, capsys):
     out = tmp_path / "out"
     command = ["--run", str(run), "--out", str(out), "--max-detections", "3", "--min-score"]
@@ -264,7 +280,12 @@ def test_the_tool_writes_what_loads(tool, run, yolo, photos, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "arguments, says",
-    [(["--min-score", "2"], "lies in"), (["--max-detections", "0"], "positive"), (["--run", "nowhere"], "no such")],
+    [
+        (["--nms-sigma", "0"], "must be positive"),
+        (["--min-score", "2"], "lies in"),
+        (["--max-detections", "0"], "positive"),
+        (["--run", "nowhere"], "no such"),
+    ],
 )
 def test_a_mistake_is_one_line(tool, run, tmp_path, capsys, arguments, says):
     assert tool.main(["--run", str(run), "--out", str(tmp_path / "out"), *arguments]) == 2

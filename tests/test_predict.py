@@ -315,3 +315,5 @@ def test_two_lines_are_enough(run, folder):
     found = detector.predict([folder / "a.jpg", folder / "b.png", folder / "c.jpg"], min_score=0.0001)
     assert [len(item.scores) for item in found] == [2, 2, 2]
     assert detector.config.detector.nms.method == "matrix"
+    limits = tfdet.load(run, nms={"method": "soft", "kernel": "linear", "sigma": 0.4}).config.detector.nms
+    assert (limits.method, limits.kernel, limits.sigma) == ("soft", "linear", 0.4)

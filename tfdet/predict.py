@@ -83,15 +83,15 @@ def load(run, weights=None, *, nms=None, max_detections=None, batch_size=None) -
 
     Args:
         weights: a file; default: best.h5 of the run if it is there, else weights.h5.
-        nms: "hard", "soft" or "matrix", see `tfdet.nms`; max_detections: of an image; batch_size: images that the
-            model sees together; None: as the run was trained.
+        nms: "hard", "soft" or "matrix", see `tfdet.nms`, or a dict of the fields of NmsConfig to change;
+            max_detections: of an image; batch_size: images that the model sees together; None: as the run was trained.
     Raises:
         ConfigError, WeightsError: see `detectors.runs.load`.
     """
     config, detector, model = runs.load(run, weights)
     limits = config.detector.nms
     if nms is not None:
-        limits = replace(limits, method=nms)
+        limits = replace(limits, **({"method": nms} if isinstance(nms, str) else nms))
     if max_detections is not None:
         limits = replace(limits, max_detections=max_detections, max_per_class=max(max_detections, limits.max_per_class))
     config = replace(config, detector=replace(config.detector, nms=limits))

@@ -20,14 +20,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from tfdet.config import NMS_METHODS, ConfigError, override
+from tfdet.config import ConfigError
 from tfdet.data import faults, pipeline
 from tfdet.data.errors import DataError
 from tfdet.data.records import open_split
 from tfdet.detectors import runs
 from tfdet.evaluate import coco_results, coco_truth, collect, read_photo, save_plots, summarise
 from tfdet.models.weights import WeightsError
-from tools import bad_records, places
+from tools import bad_records, nms_options, places
 
 EPILOG = """
 examples:
@@ -53,7 +53,7 @@ def parse_arguments(arguments=None):
     parser.add_argument("--split", default="val", help="split to measure on (default: %(default)s)")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="default: best.h5 of the run, else weights.h5")
     parser.add_argument("--batch-size", type=int, metavar="N", help="images at a time (default: as in training)")
-    parser.add_argument("--nms", choices=NMS_METHODS, help="suppression of overlapping boxes (default: as in training)")
+    nms_options.add_options(parser)
     parser.add_argument("--plots", type=Path, metavar="DIR", help="write charts and a contact sheet of mistakes there")
     parser.add_argument(
         "--min-score", type=float, default=0.6, metavar="S",
@@ -106,7 +106,8 @@ def adapt(config, records, options):
     batch_size = min(options.batch_size or config.train.batch_size, max(records.num_images, 1))
     config = replace(config, train=replace(config.train, batch_size=batch_size))
     config = replace(config, data=replace(config.data, deterministic=True))
-    return override(config, f"detector.nms.method={options.nms}") if options.nms else config
+    limits = replace(config.detector.nms, **nms_options.chosen(options))
+    return replace(config, detector=replace(config.detector, nms=limits))
 
 
 def show(figures):

@@ -15,11 +15,12 @@ from tfdet import quiet
 
 quiet.import_tensorflow()
 
-from tfdet.config import NMS_METHODS, ConfigError
+from tfdet.config import ConfigError
 from tfdet.data.errors import DataError
 from tfdet.detectors import runs
 from tfdet.export import KINDS, export
 from tfdet.models.weights import WeightsError
+from tools import nms_options
 
 EPILOG = """
 examples:
@@ -54,7 +55,7 @@ def parse_arguments(arguments=None):
     parser.add_argument(
         "--min-score", type=float, metavar="S", help="give what scores higher (default: as in training)"
     )
-    parser.add_argument("--nms", choices=NMS_METHODS, help="suppression of overlapping boxes (default: as in training)")
+    nms_options.add_options(parser)
     parser.add_argument("--max-detections", type=int, metavar="N", help="in an image (default: as in training)")
     return parser.parse_args(arguments)
 
@@ -70,9 +71,7 @@ def check(options):
 
 def adapt(config, options):
     """The run's config with what the options change."""
-    limits = config.detector.nms
-    if options.nms:
-        limits = replace(limits, method=options.nms)
+    limits = replace(config.detector.nms, **nms_options.chosen(options))
     if options.max_detections:
         limits = replace(limits, max_detections=options.max_detections)
     return replace(config, detector=replace(config.detector, nms=limits))

@@ -22,11 +22,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tfdet import predict
-from tfdet.config import NMS_METHODS, ConfigError
+from tfdet.config import ConfigError
 from tfdet.data import embedded, formats
 from tfdet.data.errors import DataError
 from tfdet.data.formats.results import coco_image_ids, coco_results
 from tfdet.models.weights import WeightsError
+from tools import nms_options
 
 OUTPUTS = {"json": "detections.json", "coco": "coco_results.json", "voc": "annotations", "lines": "annotations.txt"}
 CLASSES, IMAGES = "classes.txt", "images"
@@ -65,7 +66,7 @@ def parse_arguments(arguments=None):
     group.add_argument(
         "--min-score", type=float, default=0.6, metavar="S", help="show what scores higher (default: %(default)s)"
     )
-    group.add_argument("--nms", choices=NMS_METHODS, help="suppression of overlapping boxes (default: as in training)")
+    nms_options.add_options(group)
     group.add_argument("--max-detections", type=int, metavar="N", help="in an image (default: as in training)")
     group.add_argument("--classes", nargs="+", metavar="NAME", help="look for these only (default: all)")
 
@@ -110,7 +111,7 @@ def predict_all(options) -> dict:
     if not options.no_pictures:
         keep_originals(photos, options.out)
     predictor = predict.load(
-        options.run, options.weights, nms=options.nms, max_detections=options.max_detections,
+        options.run, options.weights, nms=nms_options.chosen(options), max_detections=options.max_detections,
         batch_size=options.batch_size,
     )  # fmt: skip
     options.out.mkdir(parents=True, exist_ok=True)
