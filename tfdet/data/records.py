@@ -78,6 +78,9 @@ def open_split(directory, split: str) -> RecordSet:
 def parse(serialized) -> dict:
     """One serialized record as a dict; TensorFlow ops only, for `Dataset.map`.
 
+    For looking at single records and for pipelines of other kinds; tfdet's own parses whole batches into dense tensors,
+    see `stages.Stages.parse`.
+
     Args:
         serialized: string [], a tf.train.Example in the TensorFlow detection schema.
     Returns:
