@@ -19,7 +19,17 @@ from pycocotools.cocoeval import COCOeval
 from tfdet import configs, detectors, metrics, nms, schema
 from tfdet import evaluate as evaluation
 from tfdet.boxes import letterbox_window, to_window
-from tfdet.config import NMS_METHODS, Config, ConfigError, DataConfig, NmsConfig, SsdConfig, YoloConfig, to_json
+from tfdet.config import (
+    NMS_KERNELS,
+    NMS_METHODS,
+    Config,
+    ConfigError,
+    DataConfig,
+    NmsConfig,
+    SsdConfig,
+    YoloConfig,
+    to_json,
+)
 from tfdet.data import pipeline
 from tfdet.data.formats import results
 from tfdet.data.images import ImageOptions
@@ -285,7 +295,7 @@ def test_the_photo_of_a_record(tmp_path, store):
     "change, text",
     [
         (["--min-score", "1"], "--min-score is 1.0; it lies in [0, 1)"),
-        (["--run", "nowhere"], "nowhere: no such folder; give the --run folder of tools/train.py"),
+        (["--run", "nowhere"], "nowhere: no such folder; give the folder that training made, its --run"),
         (["--split", "test"], "there is no split 'test'; choose one of"),
         (["--batch-size", "0"], "--batch-size is 0; it must be positive"),
         (["--weights", "missing.h5"], "missing.h5"),
@@ -329,23 +339,32 @@ def nms_config(**fields):
 
 
 @pytest.mark.parametrize(
-    "method, want",
+    "limits, want",
     [
         # two boxes with IoU 0.8, scores 0.9 and 0.8; gaussian penalty with sigma 0.5: 0.8 * exp(-0.64 / 0.5) = 0.2224
-        ("hard", [0.9]),
-        ("soft", [0.9, 0.2224]),
-        ("matrix", [0.9, 0.2224]),
+        # with sigma 1: 0.8 * exp(-0.64) = 0.4218; linear: 0.8 * (1 - 0.8) = 0.16
+        ({"method": "hard"}, [0.9]),
+        ({"method": "soft"}, [0.9, 0.2224]),
+        ({"method": "soft", "sigma": 1.0}, [0.9, 0.4218]),
+        ({"method": "soft", "kernel": "linear"}, [0.9, 0.16]),
+        ({"method": "matrix"}, [0.9, 0.2224]),
+        ({"method": "matrix", "sigma": 1.0}, [0.9, 0.4218]),
+        ({"method": "matrix", "kernel": "linear"}, [0.9, 0.16]),
     ],
 )
-def test_the_config_chooses_the_suppression(method, want):
+def test_the_config_chooses_the_suppression(limits, want):
     parrot = Parrot([[[0, 0, 1, 1], [0, 0, 0.8, 1]]], [[[0.9, 0, 0], [0.8, 0, 0]]])
     data = batches([[[0, 0, 1, 1]]], [[0]], [[100, 100]], 1)
-    found = run(parrot, data, nms_config(method=method))["detections"][0]
+    found = run(parrot, data, nms_config(**limits))["detections"][0]
     np.testing.assert_allclose(found["scores"], want, atol=1e-4)
 
 
 def test_an_unknown_suppression_is_refused():
-    assert NMS_METHODS == nms.METHODS
+    assert (NMS_METHODS, NMS_KERNELS) == (nms.METHODS, nms.KERNELS)
+    with pytest.raises(ConfigError, match=r"nms.kernel is 'cubic'; choose one of gaussian, linear"):
+        nms_config(kernel="cubic")
+    with pytest.raises(ConfigError, match=r"nms.sigma is 0; it must be positive"):
+        nms_config(sigma=0)
     with pytest.raises(ConfigError, match=r"nms.method is 'greedy'; choose one of hard, soft, matrix"):
         nms_config(method="greedy")
 

@@ -1,6 +1,9 @@
 """A loss that is not finite: which batch, what is written, and going on without it."""
 
+import importlib.util
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from tfdet import schema
 from tfdet.config import Config, TrainConfig
 from tfdet.train import checkpoints, devices, guard, loop, setup
 
+ROOT = Path(__file__).resolve().parents[1]
 CONFIG = Config(train=TrainConfig(batch_size=8, epochs=2, learning_rate=1e-3), class_names=("a", "b"))
 
 
@@ -47,6 +51,19 @@ def test_the_run_stops_and_leaves_the_batch(tmp_path):
     lines = guard.describe_dump(dump).splitlines()
     assert lines[0].startswith("step 4: ")
     assert lines[1] == "toy-24: 1 boxes, 1 matched anchors, target_boxes not finite"
+
+
+def test_inspect_dataset_opens_the_dump(tmp_path, capsys):
+    spec = importlib.util.spec_from_file_location("inspect_tool", ROOT / "tools" / "inspect_dataset.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    path = guard.write_dump(tmp_path / "step_000004.npz", 4, {"loss": np.nan}, toy.batch(2))
+    assert tool.main([str(path)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["step 4: loss nan", "toy-0: 1 boxes, 1 matched anchors"]
+    assert json.loads(lines[-1]) == {"dump": str(path), "step": 4, "losses": {"loss": None}, "healthy": False}
+    assert tool.main([str(tmp_path / "none.npz")]) == 2
+    assert "none.npz: cannot be read as the dump of a batch" in capsys.readouterr().err
 
 
 def test_a_skipped_batch_is_counted_and_named(tmp_path, capsys):

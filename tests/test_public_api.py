@@ -83,13 +83,15 @@ PUBLIC = {
     "tfdet.timing": "Rate compare cpu_seconds measure peak_rss_mb",
     "tfdet.train.averages": "MovingAverages WeightAverages",
     "tfdet.train.devices": "choose_strategy describe describe_gpus",
-    "tfdet.train.guard": "describe_dump image_ids read_dump write_dump",
-    "tfdet.train.loop": "TrainingError fit",
+    "tfdet.train.errors": "TrainingError",
+    "tfdet.train.guard": "Guard describe_dump image_ids read_dump write_dump",
+    "tfdet.train.loop": "fit",
+    "tfdet.train.pace": "Pace",
     "tfdet.train.optimizers": "build_optimizer counters create_slots inner l2 make_averages rate_of",
     "tfdet.train.setup": "build_model enable_determinism find_layers freeze new_model require_possible "
     "synchronise_batch_norm",
     "tfdet.train.signals": "Requested Requests Terminated",
-    "tfdet.train.stages": "callbacks describe freeze next_progress parts remaining require_possible",
+    "tfdet.train.stages": "callbacks describe freeze next_progress open_part parts remaining require_possible",
     "tfdet.train.step": "distribute fill make_eval_step make_train_step require_even_split",
 }
 

@@ -26,7 +26,8 @@ ONE = tf.distribute.get_strategy()
 def test_the_seeds_ssd():
     config = recipes.apply(configs.load("ssd300_vgg16"), "ssd")
     train = config.train
-    assert config.detector.neg_pos_ratio == 2
+    assert (config.detector.neg_pos_ratio, config.detector.priors) == (2, "ssd300_7308")  # those of its weights
+    assert recipes.apply(configs.load("ssd512_vgg16"), "ssd").detector.priors == "ssd512"
     assert (train.optimizer, train.epochs, train.frozen) == ("adam", 50, ("conv1_*", "conv2_*", "conv3_*"))
     assert (train.epoch_files, train.epoch_files_every) == ("weights.{epoch:02d}-{val_loss:.2f}.h5", 1)
     assert not train.stages
@@ -105,7 +106,7 @@ def test_recipes_that_do_not_fit(name, preset, options, message):
     ("assignment", "message"),
     [
         ("train.epochs=50", r"end after epochs \[50, 50\]; they must rise"),
-        ("train.warmup_steps=5", "train.plateau_patience lowers a constant rate without a warm-up"),
+        ("train.warmup_steps=5", "train.plateau_patience is 3; it lowers a constant rate without a warm-up"),
         ("train.plateau_factor=1", r"train.plateau_factor is 1.0; it lies in \(0, 1\)"),
         ("train.epoch_files_every=0", "train.epoch_files_every is 0; it must be positive"),
         ('train.stages=[{"epochs": 0, "learning_rate": 0.1}]', "train.stages has 0 epochs"),

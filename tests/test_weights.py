@@ -180,6 +180,14 @@ def test_heads_of_other_classes_are_left_out_and_said_so(seed_ssd, rng, tmp_path
     assert (seed_ssd.get_layer("conv8_2_mbox_conf").get_weights()[0] == 0.5).all()
 
 
+def test_weights_for_other_priors_name_the_option(seed_ssd, rng, tmp_path):
+    """conv4_3 has 3 boxes a cell in the layout of 7,308 priors, 4 in that of 8,732."""
+    layers = rykov8_layers(rng, classes=3)
+    layers["conv4_3_norm_mbox_loc"] = {"W": random(rng, 3, 3, 512, 16), "b": random(rng, 16)}
+    audit = weights.load(filled(seed_ssd), write_h5(tmp_path / "w.hdf5", layers))
+    assert "4 boxes a cell there, 3 here, so it was made for other priors; choose them by detector.priors" in str(audit)
+
+
 def test_some_classes_of_a_head_are_kept(seed_ssd, rng, tmp_path):
     """Class 1 here is class 14 there, counted without background; class 0 keeps its own filters."""
     layers = rykov8_layers(rng, classes=21)

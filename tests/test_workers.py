@@ -81,6 +81,31 @@ def test_two_workers_train_as_one_process(tmp_path):
         np.testing.assert_allclose(float(row[column]), float(other[column]), rtol=1e-3)
 
 
+def test_two_workers_train_in_stages(tmp_path):
+    """As the recipe yolo does: the body frozen, then all, by an optimizer of its own; batch normalisation by worker."""
+    make_records(tmp_path, 16, shards=1)
+    stage = {"epochs": 1, "learning_rate": 0.01, "frozen": ["conv*", "norm1"], "saved_as": "stage_1.h5"}
+    options = {
+        "epochs": 3, "steps_per_epoch": 3, "val": True, "batch_norm": "plain", "multiworker": True, "set": [
+            f"train.stages=[{json.dumps(stage)}]", "train.optimizer=sgd", "train.saved_as=final.h5",
+            "train.plateau_patience=1", "train.stopping_patience=9", "train.epoch_files=ep{epoch:03d}.h5",
+        ],
+    }  # fmt: skip
+    records, run, ports = tmp_path / "records", tmp_path / "run", free_ports(2)
+    finish(*(start(records, run, options, index, ports) for index in range(2)))
+    one, other = (dict(np.load(run / f"result_{index}.npz")) for index in range(2))
+    assert len(one["losses"]) == 9
+    for name in (name for name in one if "moving" not in name):  # each worker has its own statistics
+        np.testing.assert_array_equal(one[name], other[name], name)
+    assert {path.name for path in run.iterdir() if not path.name.startswith("ep")} == {
+        "config.json", "weights.h5", "best.h5", "stage_1.h5", "final.h5", "history.csv", "checkpoints", "logs",
+        "result_0.npz", "result_1.npz",
+    }  # fmt: skip
+    assert (run / "ep001.h5").exists()
+    assert (run / "checkpoints" / "stage_2" / "checkpoint").exists()
+    assert len((run / "history.csv").read_text().splitlines()) == 4
+
+
 def test_without_tf_config_workers_are_an_error(monkeypatch):
     monkeypatch.delenv("TF_CONFIG", raising=False)
     with pytest.raises(ConfigError, match=r"several workers need TF_CONFIG in the environment, e\.g\. \{"):

@@ -1,7 +1,8 @@
 """One of the processes that tests/test_workers.py and tests/test_resume.py start; trains the toy on records.
 
 Usage: python worker.py RECORDS RUN JSON, where JSON has: epochs, steps_per_epoch, kill_at (a step, 0: none), resume,
-multiworker, train (fields of TrainConfig), copy (a second run without interruption, compared by the caller).
+multiworker, train (fields of TrainConfig), set (assignments for the config), copy (a second run without interruption,
+compared by the caller).
 """
 
 import json
@@ -21,7 +22,7 @@ import tensorflow as tf
 import toy
 
 from tfdet.compat import keras
-from tfdet.config import AugmentConfig, Config, SsdConfig, TrainConfig
+from tfdet.config import AugmentConfig, Config, SsdConfig, TrainConfig, override
 from tfdet.data import pipeline
 from tfdet.data.records import open_split
 from tfdet.train import devices, loop, optimizers, setup
@@ -65,6 +66,8 @@ def train(records, run, options):
         train=replace(TrainConfig(batch_size=8, epochs=options["epochs"]), **options.get("train", {})),
         class_names=record_set.class_names,
     )  # fmt: skip
+    for assignment in options.get("set", ()):
+        config = override(config, assignment)
     detector = toy.Toy(options.get("batch_norm"))
     model = setup.build_model(detector, config.train, strategy)
     callbacks = [make() for make in CALLBACKS] + [KillAt(options.get("kill_at", 0)), Losses()]

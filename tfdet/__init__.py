@@ -7,7 +7,7 @@ def load(run, weights=None, **settings):
     """A trained detector: `tfdet.load("runs/mine").predict(["a.jpg"])`.
 
     Args:
-        run: the folder that tools/train.py wrote. weights, settings: see `tfdet.predict.load`.
+        run: the folder that training wrote. weights, settings: see `tfdet.predict.load`.
     Returns:
         `tfdet.predict.Predictor`.
     """

@@ -61,7 +61,10 @@ class PriorLayout:
         lengths = {
             len(getattr(self, name)) for name in ("feature_maps", "min_sizes", "max_sizes", "aspect_ratios", "steps")
         }
-        _require(len(lengths) == 1, "a prior layout needs the same number of entries for every feature map")
+        _require(
+            len(lengths) == 1,
+            f"a prior layout has {sorted(lengths)} entries in its tuples; each needs one a feature map",
+        )
 
     def boxes_per_cell(self, level: int) -> int:
         return 1 + (self.max_sizes[level] > 0) + 2 * len(self.aspect_ratios[level])
@@ -123,7 +126,8 @@ class NmsConfig:
         _one_of("nms.kernel", self.kernel, NMS_KERNELS)
         _require(self.sigma > 0, f"nms.sigma is {self.sigma}; it must be positive")
         _require(0 <= self.iou_threshold <= 1, f"nms.iou_threshold is {self.iou_threshold}; it lies in [0, 1]")
-        _require(self.max_detections > 0 and self.max_per_class > 0, "nms counts must be positive")
+        for name in ("max_detections", "max_per_class"):
+            _require(getattr(self, name) > 0, f"nms.{name} is {getattr(self, name)}; it must be positive")
 
 
 @dataclass(frozen=True)
@@ -148,10 +152,11 @@ class SsdConfig:
         _one_of("detector.matching", self.matching, MATCHING_RULES)
         _one_of("detector.class_loss", self.class_loss, CLASS_LOSSES)
         only_wide = self.backbone != "vgg16" or self.width_multiplier == 1
-        _require(only_wide, "detector.width_multiplier is for mobilenetv2; vgg16 has one width")
+        width = self.width_multiplier
+        _require(only_wide, f"detector.width_multiplier is {width}; it is for mobilenetv2, vgg16 has one width")
         _require(0 < self.match_iou <= 1, f"detector.match_iou is {self.match_iou}; it lies above 0, up to 1")
-        _require(self.neg_pos_ratio >= 0, "detector.neg_pos_ratio must not be negative")
-        _require(self.min_negatives >= 0, "detector.min_negatives must not be negative")
+        for name in ("neg_pos_ratio", "min_negatives"):
+            _require(getattr(self, name) >= 0, f"detector.{name} is {getattr(self, name)}; it must not be negative")
 
 
 COCO_ANCHORS = (
@@ -191,13 +196,15 @@ class YoloConfig:
         for side in self.multi_scale:
             _require(side > 0 and side % 32 == 0, f"detector.multi_scale has {side}; YOLOv3 needs multiples of 32")
         _require(0 <= self.ignore_thresh <= 1, f"detector.ignore_thresh is {self.ignore_thresh}; it lies in [0, 1]")
-        _require(all(min(anchor) > 0 for anchor in self.anchors), "detector.anchors must have positive sides")
-        _require(len(self.anchor_masks) == len(self.strides), "detector.anchor_masks and strides differ in length")
-        _require(self.anchor_masks and all(self.anchor_masks), "detector.anchor_masks needs an anchor at every level")
+        for anchor in self.anchors:
+            _require(min(anchor) > 0, f"detector.anchors has {anchor}; its sides must be positive")
+        masks, strides = self.anchor_masks, self.strides
+        _require(len(masks) == len(strides), f"detector.anchor_masks has {len(masks)} levels, strides {len(strides)}")
+        _require(masks and all(masks), f"detector.anchor_masks is {masks}; it needs an anchor at every level")
         named = [k for mask in self.anchor_masks for k in mask]
         highest = max(named)
         _require(highest < len(self.anchors), f"detector.anchor_masks names anchor {highest} of {len(self.anchors)}")
-        _require(min(named) >= 0, "detector.anchor_masks counts anchors from 0")
+        _require(min(named) >= 0, f"detector.anchor_masks names anchor {min(named)}; it counts from 0")
         for stride in self.strides:
             fits = stride > 0 and h % stride == 0 and w % stride == 0
             _require(fits, f"detector.strides has {stride}, which does not divide the image size {h}x{w}")
@@ -251,7 +258,7 @@ class AugmentConfig:
             "horizontal_flip", "vertical_flip", "crop_probability", "expand_probability", "affine_probability",
             "mosaic", "mixup", "cutout", "equalize",
         ):  # fmt: skip
-            _require(0 <= getattr(self, name) <= 1, f"augment.{name} is a probability")
+            _require(0 <= getattr(self, name) <= 1, f"augment.{name} is {getattr(self, name)}; it is a probability")
         for name in ("translate", "sharpness", "cutout_hidden"):
             _require(0 <= getattr(self, name) <= 1, f"augment.{name} is {getattr(self, name)}; it lies in [0, 1]")
         _require(0 <= self.rotate <= 180, f"augment.rotate is {self.rotate}; it lies in [0, 180] degrees")
@@ -261,12 +268,14 @@ class AugmentConfig:
         for name in ("crop_area", "crop_aspect", "scale", "cutout_side"):
             low, high = getattr(self, name)
             _require(0 < low <= high, f"augment.{name} is ({low}, {high}); it needs 0 < low <= high")
-        _require(self.cutout_side[1] <= 1, "augment.cutout_side is a share of the image: at most 1")
-        _require(self.crop_area[1] <= 1, "augment.crop_area is a share of the image: at most 1")
+        for name in ("cutout_side", "crop_area"):
+            high = getattr(self, name)[1]
+            _require(high <= 1, f"augment.{name} goes to {high}; it is a share of the image, at most 1")
         _require(0 <= self.jitter < 1, f"augment.jitter is {self.jitter}; it lies in [0, 1)")
         _require(self.expand_ratio >= 1, f"augment.expand_ratio is {self.expand_ratio}; it is at least 1")
         expands = self.geometry == "yolo_jitter" and self.expand_probability > 0
-        _require(not expands, "augment.expand_probability: yolo_jitter zooms out by augment.scale; set it to 0")
+        chance = self.expand_probability
+        _require(not expands, f"augment.expand_probability is {chance}; yolo_jitter zooms out by augment.scale, so 0")
 
 
 NO_AUGMENT = AugmentConfig(
@@ -378,14 +387,18 @@ class TrainConfig:
             _require(getattr(self, name) >= 0, f"train.{name} is {getattr(self, name)}; it must not be negative")
         _require(0 < self.plateau_factor < 1, f"train.plateau_factor is {self.plateau_factor}; it lies in (0, 1)")
         plain = self.schedule == "constant" and not self.warmup_steps
-        _require(plain or not self.plateau_patience, "train.plateau_patience lowers a constant rate without a warm-up")
+        _require(
+            plain or not self.plateau_patience,
+            f"train.plateau_patience is {self.plateau_patience}; it lowers a constant rate without a warm-up",
+        )
         ends = [stage.epochs for stage in self.stages] + [self.epochs]
         _require(
             sorted(set(ends)) == ends,
             f"the parts of the run (train.stages, train.epochs) end after epochs {ends}; they must rise",
         )
         averages = not (self.ema_decay and self.averaging != "none")
-        _require(averages, "train.ema_decay and train.averaging both average the weights; choose one")
+        both = f"train.ema_decay is {self.ema_decay}, train.averaging {self.averaging}"
+        _require(averages, f"{both}; both average the weights, choose one")
         _one_of("train.optimizer", self.optimizer, OPTIMIZERS)
         _one_of("train.averaging", self.averaging, AVERAGES)
         _one_of("train.on_nan", self.on_nan, ("stop", "skip"))

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import sys
 import time
@@ -32,6 +33,8 @@ examples:
   python tools/inspect_dataset.py gt.pkl --images photos/ --preset ssd300_vgg16 --html inspection.html
   python tools/inspect_dataset.py tfrecords/mine --json inspection.json
   python tools/inspect_dataset.py tfrecords/mine --preset yolov3_416 --augment augmented.png
+  # the batch of a training whose loss was not finite: what of it is not
+  python tools/inspect_dataset.py runs/mine/nan/step_000042.npz
 
 Several annotation files are the splits of one data set: an image that two of them share is reported.
 The exit code is 0 if there is no fault whose policy is error, 1 if there is one, 2 if an annotation file cannot be
@@ -44,7 +47,9 @@ def parse_arguments(arguments=None):
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "annotations", nargs="+", help="whatever make_tfrecords takes, or a folder of records that it wrote"
+        "annotations",
+        nargs="+",
+        help="whatever make_tfrecords takes, a folder of records that it wrote, or a batch that training wrote to nan/",
     )
 
     add_input_options(parser)
@@ -157,6 +162,34 @@ def inspect(options):
     return diagnosis, summary, checks
 
 
+def show_dump(path) -> dict:
+    """Prints the batch of a training whose loss was not finite; returns what the last line of output says.
+
+    Raises:
+        ValueError: it is no such file.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from tfdet import quiet
+
+    quiet.import_tensorflow()
+    from tfdet.train import guard
+
+    dump = guard.read_dump(path)
+    print(guard.describe_dump(dump))
+    losses = {name: value if math.isfinite(value) else None for name, value in dump["losses"].items()}
+    return {"dump": str(path), "step": dump["step"], "losses": losses, "healthy": False}
+
+
+def inspect_dump(path) -> int:
+    try:
+        result = show_dump(path)
+    except ValueError as error:
+        print(f"inspect_dataset: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(result))
+    return 1
+
+
 def describe(options, diagnosis, summary, checks, seconds) -> dict:
     """What the last line of output says."""
     return {
@@ -185,6 +218,8 @@ def main(arguments=None) -> int:
     options = parse_arguments(arguments)
     sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be printable
     start = time.perf_counter()
+    if [Path(path).suffix for path in options.annotations] == [".npz"]:
+        return inspect_dump(options.annotations[0])
     try:
         diagnosis, summary, checks = inspect(options)
         result = describe(options, diagnosis, summary, checks, time.perf_counter() - start)

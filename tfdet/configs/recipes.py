@@ -1,6 +1,6 @@
 """Ways to train: each takes a preset's config and says how its optimisation goes. All that it sets are config fields.
 
-ssd      as the author of rykov8/ssd_keras does it: from VGG16's weights, with the first three blocks frozen
+ssd      as the author of rykov8/ssd_keras does it: from its weights, made for 7,308 priors, three blocks frozen
 yolo     as keras-yolo3 does it: first with the body frozen, then all layers, at a rate that falls by itself
 modern   decoupled weight decay, warm-up and cosine, averaged weights, clipping, mosaics, images of many sizes
 """
@@ -46,14 +46,16 @@ def apply(config: Config, name: str, *, epochs: int = 0, freeze_body: int | None
 
 
 def _ssd(config, epochs):
-    """One stage; the best epochs by validation loss, weights only, each in a file."""
+    """One stage; the best epochs by validation loss, weights only, each in a file. SSD512, which it has not, keeps its
+    priors; for weights made for the paper's 8,732 add `detector.priors=ssd300`."""
     if config.detector.kind != "ssd" or config.detector.backbone != "vgg16":
         raise ConfigError("the recipe ssd freezes layers of VGG16; take it with the presets ssd300_vgg16, ssd512_vgg16")
     train = replace(
         config.train, optimizer="adam", learning_rate=3e-4, batch_size=16, epochs=epochs,
         frozen=("conv1_*", "conv2_*", "conv3_*"), epoch_files="weights.{epoch:02d}-{val_loss:.2f}.h5",
     )  # fmt: skip
-    return replace(config, detector=replace(config.detector, neg_pos_ratio=2.0), train=train)
+    priors = {"ssd300": "ssd300_7308"}.get(config.detector.priors, config.detector.priors)  # those of its weights
+    return replace(config, detector=replace(config.detector, neg_pos_ratio=2.0, priors=priors), train=train)
 
 
 def _yolo(config, epochs, freeze_body):

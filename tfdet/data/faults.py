@@ -16,7 +16,7 @@ from tfdet.data.reading import read_by_number
 from tfdet.data.records import RecordSet
 from tfdet.data.tfrecord import FRAME_BYTES
 
-_ADVICE = "repair the images and convert the data set again with tools/make_tfrecords.py"
+_ADVICE = "repair the images and convert the data set again"
 _SHOWN = 5  # faults in one message
 # what reading, parsing and decoding raise; UnicodeDecodeError where TensorFlow's message quotes a record's bytes
 _ERRORS = (

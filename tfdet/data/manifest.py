@@ -14,7 +14,7 @@ from tfdet.data.tfrecord import FRAME_BYTES
 
 SCHEMA_VERSION = 1  # equals schema.SCHEMA_VERSION, which needs TensorFlow
 MANIFEST = "manifest.json"
-CONVERT_AGAIN = "convert the data set again with tools/make_tfrecords.py"
+CONVERT_AGAIN = "convert the data set again"
 
 
 def read_manifest(directory) -> dict:
@@ -29,7 +29,7 @@ def read_manifest(directory) -> dict:
         version = manifest["schema_version"]
     except OSError as error:
         reason = f"there is no {MANIFEST} in this folder, so it holds no finished records"
-        raise RecordError(directory, reason, "name the folder that tools/make_tfrecords.py wrote") from error
+        raise RecordError(directory, reason, "name the folder that a conversion wrote") from error
     except (ValueError, KeyError, TypeError) as error:
         raise RecordError(path, f"the manifest is damaged ({error})", CONVERT_AGAIN) from error
     if version != SCHEMA_VERSION:

@@ -53,7 +53,7 @@ def image_ids(directory, manifest) -> dict[bytes, str]:
                     found[bytes(parse_example(payload)["image/source_id"][0])] = split
             except _DAMAGED as error:
                 reason = f"the shard cannot be read ({error})"
-                raise RecordError(path, reason, "look at it with tools/make_tfrecords.py --verify") from error
+                raise RecordError(path, reason, "verify the folder (--verify), or convert again") from error
     return found
 
 

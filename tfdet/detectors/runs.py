@@ -35,7 +35,7 @@ def load(run, weights=None):
 
 def _weights(run) -> Path:
     if not run.is_dir():
-        raise ConfigError(f"{run}: no such folder; give the --run folder of tools/train.py")
+        raise ConfigError(f"{run}: no such folder; give the folder that training made, its --run")
     for name in WEIGHTS:
         if (run / name).exists():
             return run / name
@@ -46,6 +46,6 @@ def _config(path):
     try:
         return from_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such file; give the --run folder of tools/train.py") from error
+        raise ConfigError(f"{path}: no such file; give the folder that training made, its --run") from error
     except ValueError as error:  # not JSON, or not a config
         raise ConfigError(f"{path}: {error}") from error

@@ -136,10 +136,22 @@ def _fit(layer, variables, entries, head, keep):
         return values, None
     there = " ".join(hdf5.shape_text(value.shape) for value in values)
     reason = f"{there} in the file, {' '.join(map(hdf5.shape_text, shapes))} in the model"
+    reason += _other_priors(layer.name, shapes[-1], values[-1].shape)
     classes = head and class_heads.count_classes(head, values[-1])
     if classes and classes != head.classes:
         reason += f": {classes} classes there, {head.classes} here, so left out; --keep-classes takes a part of them"
     return None, reason
+
+
+def _other_priors(name, here, there):
+    """Of SSD's heads for boxes, 4 filters a box: a remark where they are of other boxes a cell."""
+    if not name.endswith(("_mbox_loc", "_mbox_loc_flat")) or here[-1] == there[-1]:
+        return ""
+    there, here = (f"{shape[-1] / 4:g}" for shape in (there, here))
+    return (
+        f": {there} boxes a cell there, {here} here, so it was made for other priors; choose them by detector.priors "
+        "(rykov8's weights_SSD300.hdf5: ssd300_7308, Caffe's: ssd300)"
+    )
 
 
 def _require_use(audit, stored, strict):

@@ -6,6 +6,8 @@ import io
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from tfdet.train.board import Board
+
 
 class ProgressBar:
     """On a terminal a bar with loss, images/s and the time left; elsewhere one plain line an epoch. All on stderr.
@@ -71,3 +73,47 @@ class History:
         writer.writeheader()
         writer.writerows(self._rows)
         self._folder.write_text("history.csv", text.getvalue())
+
+
+class Reports:
+    """All that tells of a run: the bar, history.csv and TensorBoard; as a context manager, open inside.
+
+    Args:
+        folder: a `checkpoints.RunFolder`. first_epoch: as in `History`. epochs, first, last, visible: as in
+            `ProgressBar`.
+    """
+
+    def __init__(self, folder, first_epoch, epochs, first, last, visible):
+        self._history = History(folder, first_epoch)
+        self._board = Board(folder.path / "logs" if folder.writes else None)
+        self._bar = ProgressBar(epochs, first, last, visible)
+
+    def __enter__(self):
+        self._bar.__enter__()
+        return self
+
+    def __exit__(self, *error):
+        self._board.close()
+        self._bar.__exit__(*error)
+
+    def say(self, text):
+        self._bar.warn(text)
+
+    def steps(self, step, epoch, logs, learning_rate):
+        """The steps since the last look: their losses and speed."""
+        self._bar.update(step, epoch, logs)
+        self._board.write("train", {**logs, "learning_rate": learning_rate}, step)
+
+    def validate(self, epoch):
+        self._bar.validate(epoch)
+
+    def show(self, by_class, pictures, step):
+        """by_class: {name: AP}. pictures: uint8 [N, H, W, 3] or None."""
+        self._board.write("epoch/ap50", by_class, step)
+        if pictures is not None:
+            self._board.show(pictures, step)
+
+    def end_epoch(self, epoch, step, logs):
+        self._history.add(epoch, step, logs)
+        self._board.write("epoch", logs, step)
+        self._bar.end_epoch(epoch, logs)

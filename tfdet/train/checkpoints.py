@@ -81,6 +81,7 @@ class RunFolder:
 
     Attributes:
         step: int, updates made so far. progress: dict that JSON can hold, where the loop and its callbacks stand.
+        best: float, the highest score so far.
     """
 
     def __init__(self, path, model, optimizer, keep, averages=None, writes=True, stage=0):
@@ -88,7 +89,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         self._thrown_away = None if writes else tempfile.TemporaryDirectory(prefix="tfdet_worker_")
         self._out = self.path if writes else Path(self._thrown_away.name)
-        self._model, self._averages, self._best = model, averages, float("-inf")
+        self._model, self._averages, self.best = model, averages, float("-inf")
         self._step, self._progress = tf.Variable(0, dtype=tf.int64, trainable=False), _Progress()
         self._checkpoint = tf.train.Checkpoint(
             model=model, optimizer=optimizer, inner=optimizers.inner(optimizer),
@@ -120,13 +121,13 @@ class RunFolder:
                 f"layers?): {_first_line(error)}"
             ) from error
         self.step = int(self._step.numpy())
-        self._best = _score_of(self.path / "best.h5")
+        self.best = _score_of(self.path / "best.h5")
         return True
 
-    def begin(self, step, progress):
-        """Starts where another part of the run has ended."""
-        self.step, self._progress.values = step, progress
-        self._best = _score_of(self.path / "best.h5")
+    def begin(self, step, progress, best):
+        """Starts where another part of the run has ended; `best` is that part's. best.h5 is not asked: of several
+        workers one may come here before the writing one has replaced it."""
+        self.step, self._progress.values, self.best = step, progress, best
 
     def save(self, step, progress):
         """Writes a checkpoint, numbered by how many were written before it."""
@@ -145,10 +146,10 @@ class RunFolder:
 
     def save_if_best(self, score) -> bool:
         """Writes best.h5 if `score` is higher than every earlier one."""
-        if not score > self._best:
+        if not score > self.best:
             return False
         self.save_weights("best.h5", score)
-        self._best = score
+        self.best = score
         return True
 
     def write_text(self, name, text):

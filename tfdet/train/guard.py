@@ -3,14 +3,58 @@
 The file is a .npz of the batch's arrays under their own names, with `step` and the losses as `loss/NAME`.
 """
 
+import math
 import os
 from pathlib import Path
 
 import numpy as np
 
 from tfdet import schema
+from tfdet.train.errors import TrainingError
+from tfdet.train.step import SKIPPED
 
 LOSS = "loss/"
+
+
+class Guard:
+    """Stops a run at a loss that is not finite, or goes on where the step has left out its update.
+
+    Args:
+        make_dataset: see `loop.fit`; gives the batch once more. folder: `checkpoints.RunFolder`, gets the dump.
+        warn: function of a text.
+    """
+
+    def __init__(self, make_dataset, folder, warn):
+        self._make_dataset, self._folder, self._warn = make_dataset, folder, warn
+
+    def check(self, number, metrics, skipped_before):
+        """Says which batch a loss or a gradient that is not finite came from.
+
+        Args:
+            number: int, of the step, from 1. metrics: dict of floats, as the step returns them.
+            skipped_before: int, updates of this epoch left out so far; the first is told in full.
+        Raises:
+            TrainingError: it came from an update that was made.
+        """
+        skipped = metrics.get(SKIPPED)
+        if math.isfinite(metrics["loss"]) and not skipped:
+            return
+        text = _describe_step(number, metrics)
+        if not (skipped and skipped_before):
+            text += self._describe_batch(number, metrics)
+        if not skipped:
+            raise TrainingError(
+                f"{text}. Try a lower train.learning_rate, a train.clip_norm or train.on_nan=skip, or look at the "
+                "batch with inspect_dataset"
+            )
+        self._warn(f"{text}: skipped")
+
+    def _describe_batch(self, number, metrics):
+        batch = next(iter(self._make_dataset(number - 1)))  # made once more
+        path = self._folder.path / "nan" / f"step_{number:06d}.npz"
+        if self._folder.writes:
+            write_dump(path, number, metrics, batch)
+        return f"; images: {image_ids(batch)}; the batch is in {path}"
 
 
 def write_dump(path, step, losses, batch) -> Path:
@@ -59,6 +103,12 @@ def image_ids(batch) -> str:
     """The ids of a batch's images, without the rows that fill it up, for a message."""
     ids = batch.get(schema.IMAGE_ID)
     return "unknown" if ids is None else ", ".join(name for name in _as_array(ids) if name)
+
+
+def _describe_step(number, metrics):
+    parts = ", ".join(f"{name} {value:g}" for name, value in metrics.items())
+    what = "the loss is" if not math.isfinite(metrics["loss"]) else "the gradients are"
+    return f"{what} not finite at step {number} ({parts})"
 
 
 def _describe_row(batch, row):

@@ -5,27 +5,22 @@ is cut short anywhere, and resumed, is the run that was not cut short.
 """
 
 import contextlib
-import math
 import signal
 import time
-from dataclasses import replace
 
 import tensorflow as tf
 
 from tfdet import config as configs
 from tfdet.compat import keras
 from tfdet.train import checkpoints, guard, optimizers, signals, stages, workers
-from tfdet.train.board import Board
-from tfdet.train.callbacks import History, ProgressBar
+from tfdet.train.callbacks import Reports
+from tfdet.train.errors import TrainingError
 from tfdet.train.memory import Memory
 from tfdet.train.meters import EpochMean, Meter
+from tfdet.train.pace import Pace
 from tfdet.train.setup import require_possible
 from tfdet.train.step import SKIPPED, make_train_step, require_even_split
 from tfdet.train.validation import Validation
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the text says at which step, why, and what to try."""
 
 
 def fit(
@@ -79,70 +74,48 @@ def fit(
     require_possible(config, strategy)
     stages.require_possible(config.train, validation, optimizer)
     measures = Validation(model, detector, validation, config.train.batch_size, evaluate, evaluate_every), pictures
-    before = {}
+    before = None
     for number, first_epoch, train in stages.remaining(config.train, run):
         if config.train.stages:
             stages.freeze(model, train.frozen)
-        folder, averages = _open_run(model, train, run, optimizer, steps_per_epoch, number, first_epoch, before)
+        folder, averages = stages.open_part(model, train, run, optimizer, steps_per_epoch, number, first_epoch, before)
         folder.write_text("config.json", configs.to_json(config))
-        loop = _Loop(model, detector, replace(config, train=train), folder, averages, steps_per_epoch, log_every)
-        loop.measures, loop.pace = measures, (checkpoint_every, checkpoint_minutes)
+        pace = Pace(
+            strategy, train, steps_per_epoch, first=folder.step, start=start, log_every=log_every,
+            checkpoint_every=checkpoint_every, checkpoint_minutes=checkpoint_minutes,
+        )  # fmt: skip
+        loop = _Loop(model, detector, make_dataset, train, folder, averages, steps_per_epoch, pace, measures)
         with loop.reporting(config.train.epochs, progress and folder.writes):
             if config.train.stages:
                 loop.say(stages.describe(model, train, number))
-            loop.run(make_dataset, [*callbacks, *stages.callbacks(train, folder.path)], start)
+            loop.run([*callbacks, *stages.callbacks(train, folder.path)])
         loop.save_weights()
-        before = folder.progress
-        if loop.is_late:
+        before = folder
+        if pace.is_late:
             break
     return {**loop.summary(), "seconds": round(time.perf_counter() - start, 1)}
 
 
-def _open_run(model, train, run, optimizer, steps_per_epoch, number, first_epoch, before):
-    """The folder of a part of the run, and the averages of its weights; continued from its newest checkpoint, or from
-    the part before."""
-    strategy, steps = model.distribute_strategy, (train.epochs - first_epoch) * steps_per_epoch
-    with strategy.scope():
-        optimizer = optimizer or optimizers.build_optimizer(train, steps, model)
-    averages = optimizers.make_averages(train, model, optimizer)
-    model.optimizer, model.stop_training = optimizer, False  # where Keras callbacks look for them
-    writes = workers.is_chief(strategy)
-    folder = checkpoints.RunFolder(run, model, optimizer, train.keep_checkpoints, averages, writes, number)
-    if folder.restore():
-        if train.schedule == "constant" and not train.warmup_steps:
-            _set_changed_rate(optimizer, folder.progress, train)
-    elif number:
-        folder.begin(first_epoch * steps_per_epoch, stages.next_progress(first_epoch, before))
-    return folder, averages
-
-
-def _set_changed_rate(optimizer, progress, train):
-    """A rate that differs from the one the run was started with was asked for just now; else the checkpoint's own one
-    stays, which a callback may have lowered."""
-    if progress.get("learning_rate") != train.learning_rate and not optimizers.inner(optimizer):
-        optimizer.learning_rate = train.learning_rate
-
-
 class _Loop:
-    """The state of one call of `fit`."""
+    """The state of a part of a run."""
 
-    def __init__(self, model, detector, config, folder, averages, steps_per_epoch, log_every):
-        self._model, self._detector, self._train, self._folder = model, detector, config.train, folder
-        self._averages, self._steps_per_epoch, self._log_every = averages, steps_per_epoch, log_every
-        self._agreement = workers.Agreement(model.distribute_strategy)
-        self._first = self._step = folder.step
+    def __init__(self, model, detector, make_dataset, train, folder, averages, steps_per_epoch, pace, measures):
+        self._model, self._detector, self._make_dataset, self._train = model, detector, make_dataset, train
+        self._folder, self._averages, self._steps_per_epoch = folder, averages, steps_per_epoch
+        self._pace, (self._validation, self._pictures) = pace, measures
+        self._guard = guard.Guard(make_dataset, folder, self.say)
+        self._step = folder.step
         # epochs that ended; that their steps are done is not enough, an interrupt may have come during validation
         self._epoch = folder.progress.get("epoch", 0)
         self._mean = EpochMean(folder.progress.get("mean"))
-        self._meter, self._logs, self.is_late = Meter(), {}, False
+        self._meter, self._logs = Meter(), {}
 
     @contextlib.contextmanager
-    def reporting(self, epochs, progress):
+    def reporting(self, epochs, visible):
         """The reports, open; an interrupt leaves a checkpoint behind."""
-        self._history = History(self._folder, self._epoch)
-        self._board = Board(self._folder.path / "logs" if self._folder.writes else None)
-        bar = ProgressBar(epochs, self._step, epochs * self._steps_per_epoch, progress)
-        with signals.Requests() as self._requests, bar as self._bar:
+        last = epochs * self._steps_per_epoch
+        reports = Reports(self._folder, self._epoch, epochs, self._step, last, visible)
+        with signals.Requests() as self._requests, reports as self._reports:
             try:
                 yield
             except KeyboardInterrupt:
@@ -154,26 +127,13 @@ class _Loop:
                 if self._requests.received == signal.SIGINT:
                     raise KeyboardInterrupt from None
                 raise signals.Terminated(self._step) from None
-            finally:
-                self._board.close()
 
     def say(self, text):
-        self._bar.warn(text)
+        self._reports.say(text)
 
-    def run(self, make_dataset, callbacks, start):
-        self._make_dataset = make_dataset
-        self._deadline = start + 60 * self._train.max_minutes if self._train.max_minutes else math.inf
-        self._saved_at = time.perf_counter()
-        self._callbacks = keras.callbacks.CallbackList(
-            list(callbacks), model=self._model, epochs=self._train.epochs, steps=self._steps_per_epoch
-        )
-        self._callbacks.on_train_begin()
-        self._memory = Memory(self._callbacks.callbacks)
-        self._memory.give_back(self._folder.progress.get("callbacks", []))
-        # of a run that keras' EarlyStopping ended
-        self._model.stop_training |= any(
-            getattr(callback, "stopped_epoch", 0) for callback in self._callbacks.callbacks
-        )
+    def run(self, callbacks):
+        self._pace.saved()
+        self._begin_callbacks(callbacks)
         epochs = [] if self._model.stop_training else range(self._epoch, self._train.epochs)
         data = self._open() if epochs else None
         for epoch in epochs:
@@ -181,6 +141,18 @@ class _Loop:
             if self._ended():
                 break
         self._callbacks.on_train_end(self._logs)
+
+    def _begin_callbacks(self, callbacks):
+        """Keras' callbacks, with what they remember of an earlier call."""
+        self._callbacks = keras.callbacks.CallbackList(
+            list(callbacks), model=self._model, epochs=self._train.epochs, steps=self._steps_per_epoch
+        )
+        self._callbacks.on_train_begin()
+        self._memory = Memory(self._callbacks.callbacks)
+        self._memory.give_back(self._folder.progress.get("callbacks", []))
+        # of a run that keras' EarlyStopping ended
+        stopped = [getattr(callback, "stopped_epoch", 0) for callback in self._callbacks.callbacks]
+        self._model.stop_training |= any(stopped)
 
     def _open(self):
         """The data from this step on, and the update that fits it."""
@@ -206,9 +178,7 @@ class _Loop:
         figures = self._validate(epoch)
         self._logs = {**losses, **figures, "learning_rate": self._learning_rate()}
         self._callbacks.on_epoch_end(epoch, self._logs)
-        self._history.add(epoch, self._step, self._logs)
-        self._board.write("epoch", self._logs, self._step)
-        self._bar.end_epoch(epoch, self._logs)
+        self._reports.end_epoch(epoch, self._step, self._logs)
         if is_whole:
             self._epoch, self._mean = epoch + 1, EpochMean()
             self._save()
@@ -218,9 +188,9 @@ class _Loop:
         self._meter.restart()
         while self._step < end and not self._ended():
             self._one_step(self._step - epoch * self._steps_per_epoch, data)
-            if self._step % self._log_every == 0 or self._step == self._first + 1:
+            if self._pace.is_time_to_look(self._step):
                 self._look()
-            if self._step < end and self._is_time_to_save():
+            if self._step < end and self._pace.is_time_to_save(self._step):
                 self._look()
                 self._save()
         self._look()
@@ -246,23 +216,20 @@ class _Loop:
         self._callbacks.on_train_batch_end(number, metrics)
 
     def _validate(self, epoch):
-        validation, pictures = self.measures
-        self._bar.validate(epoch)
+        self._reports.validate(epoch)
         self._callbacks.on_test_begin()
         # asked after the validation loss is known, which takes time too
         is_last = lambda: epoch + 1 == self._train.epochs or self._ended()  # noqa: E731
         # one of several workers must not leave the others waiting
-        at_once = contextlib.nullcontext() if self._agreement.is_needed else self._requests.at_once()
+        at_once = contextlib.nullcontext() if self._pace.agrees else self._requests.at_once()
         with self._averaged(), at_once:
-            figures, score = validation.measure(epoch, is_last)
-            shown = pictures(self._model) if pictures and validation.evaluated else None
+            figures, score = self._validation.measure(epoch, is_last)
+            shown = self._pictures(self._model) if self._pictures and self._validation.evaluated else None
         self._callbacks.on_test_end({name.removeprefix("val_"): value for name, value in figures.items()})
         with self._averaged():
             if score is not None:
                 self._folder.save_if_best(score)
-        self._board.write("epoch/ap50", validation.by_class, self._step)
-        if shown is not None:
-            self._board.show(shown, self._step)
+        self._reports.show(self._validation.by_class, shown, self._step)
         return figures
 
     def _averaged(self):
@@ -275,63 +242,27 @@ class _Loop:
         rows, speed = self._meter.read()
         recent = EpochMean()
         for number, metrics in enumerate(rows, self._step - len(rows) + 1):
-            self._check(number, metrics)
+            self._guard.check(number, metrics, self._mean.skipped)
             recent.add(metrics)
             self._mean.add(metrics)
         logs = recent.result()
         if logs:
-            self._bar.update(self._step, self._epoch, logs | speed)
-            rate = {"learning_rate": self._learning_rate()}
-            self._board.write("train", {**logs, **speed, **rate}, self._step)
+            self._reports.steps(self._step, self._epoch, logs | speed, self._learning_rate())
 
     def _save(self):
         """A checkpoint, though never one of weights that a loss which is not finite has spoiled."""
         self._look()
         progress = {"epoch": self._epoch, "mean": self._mean.state, "callbacks": self._memory.take()}
         self._folder.save(self._step, {**progress, "learning_rate": self._train.learning_rate})
-        self._saved_at = time.perf_counter()
+        self._pace.saved()
         self._meter.restart()
-
-    def _is_time_to_save(self):
-        steps, minutes = self.pace
-        if steps and self._step % steps == 0:
-            return True
-        if not minutes or (self._agreement.is_needed and self._step % self._log_every):
-            return False
-        return self._agreement.on([time.perf_counter() - self._saved_at >= 60 * minutes])[0]
 
     def save_weights(self):
         """weights.h5, and the file that the config names besides where training has come to its end."""
         with self._averaged():
             self._folder.save_weights("weights.h5")
-            if self._train.saved_as and not self.is_late:
+            if self._train.saved_as and not self._pace.is_late:
                 self._folder.save_weights(self._train.saved_as)
-
-    # --- the guard ------------------------------------------------------------------------------
-
-    def _check(self, number, metrics):
-        """Says which batch a loss that is not finite came from, and stops or goes on as the config has it."""
-        skipped = metrics.get(SKIPPED)
-        if math.isfinite(metrics["loss"]) and not skipped:
-            return
-        parts = ", ".join(f"{name} {value:g}" for name, value in metrics.items())
-        what = "the loss is" if not math.isfinite(metrics["loss"]) else "the gradients are"
-        text = f"{what} not finite at step {number} ({parts})"
-        if skipped and self._mean.skipped:  # the first of an epoch is told in full
-            self._bar.warn(f"{text}: skipped")
-            return
-        batch = next(iter(self._make_dataset(number - 1)))  # made once more
-        text += f"; images: {guard.image_ids(batch)}; the batch is in {self._dump(number, metrics, batch)}"
-        if not skipped:
-            raise TrainingError(
-                f"{text}. Try a lower train.learning_rate, a train.clip_norm or train.on_nan=skip, or look at the "
-                "batch with tools/inspect_dataset.py"
-            )
-        self._bar.warn(f"{text}: skipped")
-
-    def _dump(self, number, metrics, batch):
-        path = self._folder.path / "nan" / f"step_{number:06d}.npz"
-        return guard.write_dump(path, number, metrics, batch) if self._folder.writes else path
 
     # --- the end --------------------------------------------------------------------------------
 
@@ -341,14 +272,11 @@ class _Loop:
         Raises:
             signals.Requested: a signal came to one of them.
         """
-        if self._agreement.is_needed and self._step % self._log_every and self._step % self._steps_per_epoch:
-            return False
-        is_late = self._step > self._first and time.perf_counter() >= self._deadline  # after one step at least
-        wishes = [self._model.stop_training, is_late, self._requests.received is not None]
-        stopped, self.is_late, signalled = self._agreement.on(wishes)
+        received = self._requests.received is not None
+        ended, signalled = self._pace.ended(self._step, self._model.stop_training, received)
         if signalled:
             raise signals.Requested
-        return stopped or self.is_late
+        return ended
 
     def _learning_rate(self):
         return float(tf.convert_to_tensor(optimizers.rate_of(self._model.optimizer)))

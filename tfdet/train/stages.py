@@ -10,7 +10,7 @@ import numpy as np
 
 from tfdet.compat import keras
 from tfdet.config import ConfigError
-from tfdet.train import checkpoints, setup
+from tfdet.train import checkpoints, optimizers, setup, workers
 
 MONITORED = "val_loss"
 
@@ -37,6 +37,38 @@ def remaining(train, run) -> list:
     begun = [n for n in range(len(all_parts)) if checkpoints.latest_checkpoint(checkpoints.stage_folder(run, n))]
     starts = [0, *(part.epochs for part in all_parts)]
     return list(zip(range(len(all_parts)), starts, all_parts))[max(begun, default=0) :]
+
+
+def open_part(model, train, run, optimizer, steps_per_epoch, number, first_epoch, before):
+    """The folder of a part of the run, and the averages of its weights; continued from its newest checkpoint, or from
+    the part before.
+
+    Args:
+        model: keras.Model; it gets the optimizer that `train`, a TrainConfig, describes, or the one given.
+        number, first_epoch, train: as `remaining` gives them. before: RunFolder of the part before.
+    Returns:
+        `checkpoints.RunFolder`, and `averages.WeightAverages` or None.
+    """
+    strategy, steps = model.distribute_strategy, (train.epochs - first_epoch) * steps_per_epoch
+    with strategy.scope():
+        optimizer = optimizer or optimizers.build_optimizer(train, steps, model)
+    averages = optimizers.make_averages(train, model, optimizer)
+    model.optimizer, model.stop_training = optimizer, False  # where Keras callbacks look for them
+    writes = workers.is_chief(strategy)
+    folder = checkpoints.RunFolder(run, model, optimizer, train.keep_checkpoints, averages, writes, number)
+    if folder.restore():
+        if train.schedule == "constant" and not train.warmup_steps:
+            _set_changed_rate(optimizer, folder.progress, train)
+    elif number:
+        folder.begin(first_epoch * steps_per_epoch, next_progress(first_epoch, before.progress), before.best)
+    return folder, averages
+
+
+def _set_changed_rate(optimizer, progress, train):
+    """A rate that differs from the one the run was started with was asked for just now; else the checkpoint's own one
+    stays, which a callback may have lowered."""
+    if progress.get("learning_rate") != train.learning_rate and not optimizers.inner(optimizer):
+        optimizer.learning_rate = train.learning_rate
 
 
 def describe(model, train, number) -> str:

@@ -129,7 +129,7 @@ def _manifest(folder) -> dict | None:
             return manifest
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
-    raise AnnotationError(path, "the manifest is damaged", "convert the data set again with tools/make_tfrecords.py")
+    raise AnnotationError(path, "the manifest is damaged", "convert the data set again")
 
 
 def _manifest_names(folder) -> list[str]:
