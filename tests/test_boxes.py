@@ -146,6 +146,17 @@ def test_letterbox_by_hand(image_size, input_size, shown):
     np.testing.assert_allclose(shown_pixels(window, input_size), shown, atol=2e-4)
 
 
+def test_rectangles_of_pixels():
+    # y 10, x 20, 30 high, 60 wide on 100 x 200: x .1 to .4, y .1 to .4
+    close(box_ops.from_yxhw(tf.constant([[10, 20, 30, 60]]), (100, 200)), [[0.1, 0.1, 0.4, 0.4]])
+
+
+def test_union_by_hand():
+    a, b = tf.constant([0.0, 0.0, 0.4, 0.5]), tf.constant([0.2, 0.0, 0.6, 0.5])
+    close(box_ops.union(a, b), 0.3)  # .2 + .2 - .2 * .5
+    close(box_ops.union(a, tf.zeros(4)), 0.2)
+
+
 def test_letterbox_of_a_batch_and_back(rng):
     sizes = tf.constant([[375, 500], [500, 375], [64, 64]])
     windows = box_ops.letterbox_window(sizes, (320, 608))
