@@ -234,6 +234,30 @@ def test_soft_and_matrix_equal_their_twins(rng, method, kernel, max_candidates):
         assert found["labels"][i, :n].numpy().tolist() == [label for _, label in want]
 
 
+@pytest.mark.parametrize("kernel", ["gaussian", "linear"])
+@pytest.mark.parametrize("method", ["soft", "matrix"])
+def test_soft_and_matrix_of_ties_nan_and_boxes_outside(rng, method, kernel):
+    """As for greedy: half on a coarse grid, NaN scores, boxes outside, inverted or infinite. Equal scores may be found
+    in another order than in float64, so the scores of each class are compared, falling."""
+    boxes, scores = random_cases(rng, 200, 9, 3)
+    options = {"score_threshold": 0.07, "max_per_class": 9, "max_detections": 27, "kernel": kernel, "sigma": 0.3}
+    found = nms.non_max_suppression(boxes, scores, method=method, iou_threshold=0.3, **options)
+    for i in range(len(boxes)):
+        finite = np.isfinite(boxes[i]).all(-1)
+        own, known = boxes[i][finite], np.nan_to_num(scores[i][finite])
+        if method == "matrix":
+            want = numpy_matrix(own, known, **options)
+        else:
+            want = numpy_soft(own, known, iou_threshold=0.3, **options)
+        n = int(found["num_detections"][i])
+        assert n == len(want)
+        rows = np.column_stack([found["labels"][i, :n], found["scores"][i, :n]])
+        want = np.reshape([(label, score) for score, label in want], (-1, 2))
+        rows, want = (x[np.lexsort((x[:, 1], x[:, 0]))] for x in (rows, want))
+        np.testing.assert_array_equal(rows[:, 0], want[:, 0])
+        np.testing.assert_allclose(rows[:, 1], want[:, 1], rtol=2e-5)
+
+
 @pytest.mark.parametrize("method", ["soft", "matrix"])
 def test_soft_and_matrix_lower_the_score_of_the_second_box(method):
     """IoU 0.75, gaussian: 0.5 * exp(-0.75^2 / 0.5) = 0.5 * exp(-1.125) = 0.1623; the box apart keeps its score."""
@@ -266,17 +290,19 @@ def test_fewer_candidates_cut_the_lowest_scores(rng):
     assert detections(boxes, scores, max_candidates=2) == [(0, 0.75)]
 
 
-def test_saved_model_with_any_batch_size(rng, tmp_path):
+@pytest.mark.parametrize("method", nms.METHODS)
+def test_saved_model_with_any_batch_size(rng, tmp_path, method):
     boxes, scores = random_cases(rng, 3, 40, 3)
+    options = {"max_detections": 20, "method": method, "kernel": "linear"}
     module = tf.Module()
     module.nms = tf.function(
-        lambda b, s: nms.non_max_suppression(b, s, max_detections=20),
+        lambda b, s: nms.non_max_suppression(b, s, **options),
         input_signature=[tf.TensorSpec([None, 40, 4]), tf.TensorSpec([None, 40, 3])],
     )
     tf.saved_model.save(module, str(tmp_path))
     loaded = tf.saved_model.load(str(tmp_path))
     for size in (2, 3):
-        want = nms.non_max_suppression(boxes[:size], scores[:size], max_detections=20)
+        want = nms.non_max_suppression(boxes[:size], scores[:size], **options)
         for key, value in loaded.nms(boxes[:size], scores[:size]).items():
             np.testing.assert_array_equal(value, want[key])
 
