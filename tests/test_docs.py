@@ -1,7 +1,8 @@
 """Every command and every Python block of README.md and docs/ runs here, page by page, on drawn shapes.
 
 The blocks of a page run in order, in a folder that holds the files that the pages speak of. Commands are called in this
-process. Trainings are made short by SMALL; what cannot run here is only parsed, and ONLY_PARSED says why.
+process. Trainings are made short by SMALL; what cannot run here is only parsed, and ONLY_PARSED says why. A training,
+an evaluation or a prediction that stands on several pages in the same words runs once.
 """
 
 import contextlib
@@ -49,9 +50,11 @@ ONLY_PARSED = {  # what a command contains -> why it does not run; trainings' se
     "yolov3.weights": "the file is not here",
     "--preset yolov3_416 --batch-size 64": "takes minutes on a CPU",
     "--recipe modern": "takes minutes on a CPU",
+    "--deterministic": "would hold for every later test of this process",
     "--preset ssd300_mobilenetv2 --run runs/sgd": "another preset than SMALL's; other trainings run",
 }
 NOT_OURS = ("source ",)  # the shell's
+FIRST_RUN = "tfdet train --data tfrecords/mine --preset ssd300_mobilenetv2 --run runs/mine"
 HAVE_RUN = {"docs/results.md", "docs/migration/ssd_keras.md"}  # begin with a trained run
 BEGIN_WITH_RECORDS = {"docs/training.md", "docs/augmentation.md", "docs/repeatability.md", "docs/python.md"} | HAVE_RUN
 
@@ -122,8 +125,14 @@ def start(tmp_path_factory):
         call("convert", ["train.txt", "--classes", "classes.txt", "--out", "tfrecords/mine", "--workers", "1"])
     shutil.copytree(folders["records"], folders["run"])
     with in_folder(folders["run"]):
-        call("train", ["--data", "tfrecords/mine", "--run", "runs/mine", *SMALL])
+        call("train", [*shlex.split(FIRST_RUN)[2:], *SMALL])
     return folders
+
+
+@pytest.fixture(scope="module")
+def have_run(start):
+    """Lines that need not run again -> the folder to take their run from."""
+    return {FIRST_RUN: start["run"] / "runs" / "mine"}
 
 
 @contextlib.contextmanager
@@ -165,7 +174,7 @@ def parse(command, arguments):
         program.make_config(options, synthetic.SHAPE_CLASSES)
 
 
-def run_line(line):
+def run_line(line, have_run):
     words = shlex.split(line)
     while re.match(r"[A-Z_]+=", words[0]):  # of the environment
         words = words[1:]
@@ -181,8 +190,13 @@ def run_line(line):
     command, arguments = words[1], words[2:]
     if any(part in line for part in ONLY_PARSED):
         parse(command, arguments)
+    elif line in have_run:
+        if command == "train":
+            shutil.copytree(have_run[line], arguments[arguments.index("--run") + 1])
     else:
         call(command, [*arguments, *(SMALL if command == "train" else SHORTER.get(command, []))])
+        if command in ("evaluate", "predict"):
+            have_run[line] = None
 
 
 def run_python(text, names):
@@ -193,7 +207,7 @@ def run_python(text, names):
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if any(kind != "text" for kind, _ in blocks(page))])
-def test_the_blocks_of_a_page_run(page, start, tmp_path):
+def test_the_blocks_of_a_page_run(page, start, have_run, tmp_path):
     begin = "run" if page in HAVE_RUN else "records" if page in BEGIN_WITH_RECORDS else "data"
     shutil.copytree(start[begin], tmp_path / "page")
     names = {"__name__": "page"}
@@ -204,7 +218,7 @@ def test_the_blocks_of_a_page_run(page, start, tmp_path):
             elif kind == "bash":
                 for line in lines_of(text):
                     if not line.startswith(NOT_OURS):
-                        run_line(line)
+                        run_line(line, have_run)
 
 
 def test_every_block_says_what_it_is():
