@@ -232,7 +232,7 @@ class TestBoxesFollowPixels:
     @pytest.mark.parametrize("geometry", ["none", "random_size_crop", "ssd_crop", "yolo_jitter"])
     @pytest.mark.parametrize("resize", ["stretch", "letterbox"])
     def test_box_frames_the_white(self, rectangles, geometry, resize):
-        expand = 0.5 if geometry == "ssd_crop" else 0.0
+        expand = 0.5 if geometry in ("ssd_crop", "none") else 0.0
         augment = dataclasses.replace(
             NO_AUGMENT, geometry=geometry, expand_probability=expand, horizontal_flip=0.5, vertical_flip=0.5
         )
@@ -248,6 +248,22 @@ class TestBoxesFollowPixels:
                 # half a pixel of blur on either side, one of rounding
                 assert np.abs(found - box * [128, 160, 128, 160]).max() <= 2.0
         assert seen > 30
+
+
+def test_zooming_out_keeps_the_aspect_of_a_letterbox(rectangles):
+    """Letterboxed first, then zoomed out: the box of every image shrinks by the same factor in x and y."""
+    plain = make_config(dataclasses.replace(NO_AUGMENT), size=(160, 128), resize="letterbox", shuffle="none")
+    zoomed = dataclasses.replace(plain, augment=dataclasses.replace(NO_AUGMENT, expand_probability=1.0, expand_ratio=3))
+    sizes = []
+    for config in (plain, zoomed):
+        batch = batches(pipeline.train_dataset(rectangles, config), 1)[0]
+        assert (batch["image"][0] == 128).any()
+        sizes.append((batch["boxes"][:, 0, 2:] - batch["boxes"][:, 0, :2]) * [128, 160])
+    shrunk = sizes[0] / sizes[1]
+    assert (shrunk > 1.0).all()
+    assert (shrunk < 3.2).all()
+    assert np.abs(sizes[0] / shrunk.mean(1, keepdims=True) - sizes[1]).max() < 1.5  # pixels
+    assert shrunk.std() > 0.2
 
 
 def test_more_boxes_than_a_bucket(tmp_path):
