@@ -11,7 +11,7 @@ from PIL import Image
 
 from tfdet.data.annotations import to_annotation, turn_boxes
 from tfdet.data.formats.common import make_listing
-from tfdet.data.images import ImageError, ImageOptions, displayed_size, read_header, read_image
+from tfdet.data.images import ImageError, ImageOptions, displayed_size, plain_jpeg_size, read_header, read_image
 
 
 @pytest.fixture
@@ -374,6 +374,55 @@ def test_the_end_of_a_thumbnail_is_not_the_end_of_the_image(photo, tmp_path):
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(ImageError, match="no end marker"):
         read_image(path, ImageOptions(decode_check=False))
+
+
+def as_pillow_sees_it(data):
+    """The size that a record may take from a header, None where Pillow has more to do, or refuses the file."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            upright = image.getexif().get(0x0112, 1) == 1
+            return image.size[::-1] if image.format == "JPEG" and image.mode in ("RGB", "L") and upright else None
+    except Exception:
+        return None
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"progressive": True}, {"subsampling": 0}, {"icc_profile": b"p" * 70_000}, {"comment": b"\xff\xd9\xff\xda"},
+     {"xmp": b"tiff:Orientation='6'"}],
+)  # fmt: skip
+def test_plain_jpegs_are_told_by_their_segments(photo, mode, options):
+    buffer = io.BytesIO()
+    photo.convert(mode).save(buffer, "JPEG", **options)
+    expected = None if mode == "CMYK" or "xmp" in options else photo.size[::-1]
+    assert plain_jpeg_size(buffer.getvalue()) == expected
+    assert plain_jpeg_size(buffer.getvalue()[:-2]) is None
+    assert plain_jpeg_size(b"\x89PNG" + buffer.getvalue()) is None
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_jpegs_with_exif_are_for_pillow(photo, orientation):
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    photo.save(buffer, "JPEG", exif=exif)
+    assert plain_jpeg_size(buffer.getvalue()) is None
+
+
+def test_a_changed_header_is_read_as_pillow_reads_it(photo, rng):
+    """Of what Pillow opens, at most what is for Pillow anyway is told otherwise."""
+    buffer = io.BytesIO()
+    photo.save(buffer, "JPEG", comment=b"x" * 30)
+    data = buffer.getvalue()
+    end = data.index(b"\xff\xda")
+    agreed = 0
+    for _ in range(2000):
+        changed = bytearray(data)
+        changed[rng.integers(2, end)] = rng.choice([0, 1, 0xC0, 0xC3, 0xD8, 0xD9, 0xDA, 0xE1, 0xFF, rng.integers(256)])
+        found, seen = plain_jpeg_size(bytes(changed)), as_pillow_sees_it(bytes(changed))
+        assert None in (found, seen) or found == seen
+        agreed += found == seen
+    assert agreed > 1000
 
 
 def test_damage_inside_is_found_by_decoding(photo, tmp_path):

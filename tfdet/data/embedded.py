@@ -17,14 +17,19 @@ def name(file, start: int, end: int, raw_size: tuple[int, int] | None = None) ->
     return f"{file}#bytes={start}-{end}" + (",{}x{}".format(*raw_size) if raw_size else "")
 
 
+def _parts(path):
+    """The match of a name, None for the path of a file; nearly all are, which a search for a constant tells at once."""
+    return _NAME.fullmatch(str(path)) if "#bytes=" in str(path) else None
+
+
 def is_embedded(path) -> bool:
     """Whether a path names an image inside a record file."""
-    return _NAME.fullmatch(str(path)) is not None
+    return _parts(path) is not None
 
 
 def file_of(path):
     """The file that a path names or lies in."""
-    found = _NAME.fullmatch(str(path))
+    found = _parts(path)
     return found["file"] if found else path
 
 
@@ -34,7 +39,7 @@ def read_bytes(path) -> bytes:
     Raises:
         OSError: as reading a file does.
     """
-    found = _NAME.fullmatch(str(path))
+    found = _parts(path)
     if not found:
         return files.read_bytes(path)
     start, end = int(found["start"]), int(found["end"])
@@ -46,7 +51,7 @@ def read_bytes(path) -> bytes:
 
 def file_size(path) -> int:
     """Bytes of the image. Raises OSError where there is no such file."""
-    found = _NAME.fullmatch(str(path))
+    found = _parts(path)
     if found:
         return int(found["end"]) - int(found["start"])
     return files.size(path)

@@ -21,6 +21,7 @@ from tfdet import quiet
 from tfdet.data.errors import RecordError
 
 LOCK = ".lock"
+_EARLY = 1 << 24  # bytes
 _LOADING = threading.Lock()  # TensorFlow, by one thread
 
 
@@ -44,7 +45,10 @@ def opened(path, mode: str = "rb"):
 
 
 def read_bytes(path) -> bytes:
-    with opened(path) as file:
+    if is_remote(path):
+        with opened(path) as file:
+            return file.read()
+    with open(path, "rb", buffering=0) as file:  # an image is read at once
         return file.read()
 
 
@@ -175,6 +179,31 @@ def place(source, target):
             os.link(source, linked)
             source = linked
     move(source, target)
+
+
+@contextlib.contextmanager
+def writer(path, synced: bool):
+    """A function that writes bytes into a new file; with `synced` they are on the disk at the end of the block.
+
+    A thread brings them there while more is made, so that the end need not wait for all of them.
+    """
+    with opened(path, "wb") as file, ThreadPoolExecutor(1) as pool:
+        early, left = None, _EARLY
+
+        def write(data):
+            nonlocal early, left
+            file.write(data)
+            left -= len(data)
+            if synced and left <= 0 and not is_remote(path):
+                if early:
+                    early.result()  # raises what it met: the system tells a fault of the disk once
+                early, left = pool.submit(os.fsync, file.fileno()), _EARLY
+
+        yield write
+        if early:
+            early.result()
+        if synced:
+            sync(file)
 
 
 def sync(file):

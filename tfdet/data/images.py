@@ -5,6 +5,7 @@ Nothing here needs TensorFlow, so that worker processes start at once.
 
 import contextlib
 import io
+import struct
 import warnings
 from dataclasses import dataclass
 
@@ -30,6 +31,7 @@ MOST_PIXELS = 178_956_970  # Pillow opens nothing larger
 # Of the formats that Pillow knows some start other programs (EPS) or are no photos; PPM is what bare pixels become.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "JPEG2000", "PPM")
 _ORIENTATION_TAG = 0x0112
+_SCAN, _EXIF, _PICTURES = 0xDA, 0xE1, 0xE2  # segments of a JPEG; the second may be XMP, the third a colour profile
 _TURN = {  # EXIF orientation -> what shows the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -123,6 +125,10 @@ def read_image(path, options: ImageOptions = _DEFAULT_OPTIONS) -> EncodedImage:
     """
     with _explained(path):
         data = embedded.read_bytes(path)
+    if not options.decode_check and options.store == "jpeg":
+        size = plain_jpeg_size(data)
+        if size and size[0] * size[1] <= options.max_pixels and _shrunk_size(size, options.max_side) == size:
+            return EncodedImage(data, *size, "jpeg", None, size, "JPEG")
     image = _open(path, io.BytesIO(data))
     if image.width * image.height > options.max_pixels:
         raise _too_large(path, f"the image has {image.width} x {image.height} pixels, more than {options.max_pixels}")
@@ -234,10 +240,46 @@ def _displayed_size(image) -> tuple[int, int]:
 
 def _has_end(data) -> bool:
     """Whether an end marker follows the first scan (coded pixels cannot contain one; a thumbnail's comes before)."""
+    *_, (_, _, end) = [(0, 2, 2), *_segments(data)]
+    return data.rfind(b"\xff\xd9", end) >= 0
+
+
+def _segments(data):
+    """(marker, start, end) of what each segment of a JPEG holds, up to its first scan (ITU-T T.81, annex B)."""
     at = 2
-    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
-        at += 1 if data[at + 1] == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return data.rfind(b"\xff\xd9", at) >= 0
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:  # a fill byte
+            at += 1
+            continue
+        end = at + 2 + (data[at + 2] << 8 | data[at + 3])
+        yield marker, at + 4, end
+        if marker == _SCAN:
+            return
+        at = end
+
+
+def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """(height, width) in pixels of a JPEG with an end that a record may hold as it is, at a tenth of Pillow's time.
+
+    None: what Pillow has to look at (more than one picture, metadata that may turn it, CMYK, 12 bits, damage).
+    """
+    if data[:2] != b"\xff\xd8":
+        return None
+    size = None
+    for marker, start, end in _segments(data):
+        if end > len(data) or marker < 0xC0 or 0xD0 <= marker <= 0xD9:  # damage, or markers that head no segment
+            return None
+        if marker in (0xC0, 0xC1, 0xC2):  # a frame: precision, height, width, components
+            precision, height, width, components = struct.unpack_from(">BHHB", data, start)
+            if size or precision != 8 or components not in (1, 3) or not height or not width:
+                return None
+            size = height, width
+        elif marker == _EXIF or (marker == _PICTURES and not data.startswith(b"ICC_PROFILE\0", start)):
+            return None
+        elif marker == _SCAN:
+            return size if data.rfind(b"\xff\xd9", end) >= 0 else None
+    return None
 
 
 # --- changing -----------------------------------------------------------------------------------

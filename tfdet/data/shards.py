@@ -76,16 +76,18 @@ def key_of(job) -> str:
 
 def write(job, tick) -> Shard:
     """Writes the records of a shard or of a piece of it. tick: called after each image."""
-    shard = Shard(job.split, job.path)
-    with files.opened(job.path, "wb") as file:
+    shard, digest, whole = Shard(job.split, job.path), hashlib.sha256(), job.pieces == 1
+    with files.writer(job.path, synced=whole) as put:
         for listing in job.listings:
             payload = _make_record(listing, job, shard)
             if payload is not None:
-                file.write(tfrecord.frame(payload))
+                framed = tfrecord.frame(payload)
+                put(framed)
                 shard.lengths.append(len(payload))
+                if whole:  # while the bytes are at hand
+                    digest.update(framed)
             tick()
-        if job.pieces == 1:
-            files.sync(file)
+    shard.sha256 = digest.hexdigest() if whole else ""
     return shard
 
 
@@ -142,7 +144,7 @@ def join(folder: str, key: str, pieces: list[Shard]):
                     file.write(block)
                 files.remove(piece.path)
             files.sync(file)
-    whole.path, whole.sha256 = files.join(folder, key), _sha256(pieces[0].path)
+    whole.path, whole.sha256 = files.join(folder, key), pieces[0].sha256 or _sha256(pieces[0].path)
     files.move(pieces[0].path, whole.path)
     found = {**vars(whole), "problems": [asdict(problem) for problem in whole.problems]}
     files.write_whole(f"{whole.path}.json", json.dumps(found).encode(), f"{pieces[0].path}.json")

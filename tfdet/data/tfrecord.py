@@ -14,7 +14,7 @@ try:
 except ImportError:
     google_crc32c = None
 
-_SMALL = 4096  # bytes of a field that are joined at once
+_LARGE = 4096  # bytes from which a copy takes longer than keeping parts
 FRAME_BYTES = 16  # of a record beside its payload: length, checksum of the length; checksum of the payload
 
 # --- CRC-32C (Castagnoli, https://www.rfc-editor.org/rfc/rfc3720 appendix B.4) ------------------
@@ -138,34 +138,48 @@ def example(features: dict) -> bytes:
     Args:
         features: name -> list of bytes, float32 [N] or int64 [N].
     """
-    entries = (part for name in sorted(features) for part in _entry(name, features[name]))
-    return b"".join(_field(1, list(entries)))
+    parts = []
+    for name in sorted(features):
+        parts += _entry(name, features[name])
+    return b"".join((_head(1, sum(map(len, parts))), *parts))
 
 
 def _entry(name, values) -> list[bytes]:
-    return _field(1, [_text(name), *_field(2, _feature(values))])
+    """In parts, so that images are copied once. Feature is one of bytes_list = 1, float_list = 2, int64_list = 3."""
+    if not isinstance(values, list):
+        feature = [_numbers(values)]
+    elif sum(map(len, values)) > _LARGE:
+        fields = [part for value in values for part in (_head(1, len(value)), value)]
+        feature = [_head(1, sum(map(len, fields))), *fields]
+    else:
+        feature = [_field(1, b"".join([_field(1, value) for value in values]))]
+    size, key = sum(map(len, feature)), _text(name)
+    head = _head(2, size)
+    return [_head(1, len(key) + len(head) + size) + key + head, *feature]
 
 
-def _feature(values) -> list[bytes]:
-    """Feature is one of bytes_list = 1, float_list = 2, int64_list = 3; numbers are packed."""
-    if isinstance(values, list):
-        return _field(1, [part for value in values for part in _field(1, [value])])
-    kind, packed = 2, values.astype("<f4").tobytes()
-    if values.dtype.kind != "f":
+def _numbers(values) -> bytes:
+    """Numbers are packed."""
+    if values.dtype.kind == "f":
+        kind, packed = 2, values.astype("<f4", copy=False).tobytes()
+    else:
         kind, packed = 3, b"".join(map(_varint, values.tolist()))
-    return _field(kind, _field(1, [packed]) if packed else [])
+    return _field(kind, _field(1, packed) if packed else b"")
 
 
 @functools.lru_cache(256)
 def _text(name) -> bytes:
-    return b"".join(_field(1, [name.encode()]))
+    return _field(1, name.encode())
 
 
-def _field(number, parts) -> list[bytes]:
-    """A length-delimited field of the protocol buffer wire format, in parts, so that images are not copied often."""
-    size = sum(map(len, parts))
-    head = bytes((number << 3 | 2,)) + _varint(size)
-    return [head, *parts] if size > _SMALL else [b"".join((head, *parts))]
+def _field(number, content) -> bytes:
+    """A length-delimited field of the protocol buffer wire format."""
+    return _head(number, len(content)) + content
+
+
+@functools.lru_cache(1 << 12)
+def _head(number, size) -> bytes:
+    return bytes((number << 3 | 2,)) + _varint(size)
 
 
 @functools.lru_cache(1 << 16)  # lengths and labels come again and again
