@@ -140,7 +140,7 @@ def list_twice_in_coco(root):
         content["images"].append({**content["images"][3], "id": 99})
 
     edit_json(root, change)
-    return "coco.json: image '3.jpg'"
+    return "coco.json: images[8] '3.jpg'"
 
 
 def link_outside(root):
@@ -166,7 +166,7 @@ def turn(root):
     with Image.open(root / IMAGE) as picture:
         picture = picture.transpose(Image.Transpose.ROTATE_90)
     picture.save(root / IMAGE)
-    return "coco.json: image '3.jpg'"
+    return "coco.json: images[3] '3.jpg'"
 
 
 # --- annotations --------------------------------------------------------------------------------
@@ -234,19 +234,19 @@ def xml(old, new):
     return do
 
 
-def annotation(field, value):
-    """Damage of the first annotation of 3.jpg in COCO's file."""
+def annotation(field, value, found=6):
+    """Damage of the first annotation of 3.jpg in COCO's file; `found`: the one of the two that is reported."""
 
     def do(root):
         edit_json(root, lambda content: content["annotations"][6].update({field: value}))
-        return "coco.json: image '3.jpg'"
+        return f"coco.json: images[3] '3.jpg', annotations[{found}]"
 
     return do
 
 
 def unknown_image(root):
     annotation("image_id", 99)(root)
-    return "coco.json"
+    return "coco.json: annotations[6]"
 
 
 def darknet(new):
@@ -367,6 +367,6 @@ DAMAGES = (
     Damage("Darknet's box is in pixels", "darknet", darknet("3 26 20 35 24"), {"wrong_unit": 1}),
     Damage("a box is too small for the model", "lines", line("72,60,0", "16.2,60,0"), {"tiny_box": 1}, SIZE),
     Damage("a box is there twice", "lines", line("72,60,0", "72,60,0 16,20,72,60,0"), {"duplicate_box": 1}),
-    Damage("a box has two classes", "coco", annotation("bbox", [16, 20, 56, 40]), {"two_classes": 1}),
+    Damage("a box has two classes", "coco", annotation("bbox", [16, 20, 56, 40], found=7), {"two_classes": 1}),
     Damage("an image has more boxes than the cap", "lines", crowd, {"too_many_boxes": 1}, ("--max-boxes", "20")),
 )  # fmt: skip

@@ -70,7 +70,7 @@ def test_coco_with_holes_in_its_ids_and_crowds(folder):
     np.testing.assert_array_equal(one.boxes, [[4, 2, 20, 10], [0, 5.5, 40, 20], [1, 1, 3, 3]])  # x + width, y + height
     np.testing.assert_array_equal(one.labels, [1, 0, 2])
     np.testing.assert_array_equal(one.difficult, [False, True, True])
-    assert (one.where, one.in_pixels, one.stated_size) == (f"{folder / 'x.json'}: image 'one.jpg'", True, None)
+    assert (one.where, one.in_pixels, one.stated_size) == (f"{folder / 'x.json'}: images[1] 'one.jpg'", True, None)
     assert two.boxes.shape == (0, 4)
     assert two.stated_size == (20, 40)
 
@@ -78,9 +78,11 @@ def test_coco_with_holes_in_its_ids_and_crowds(folder):
 def test_coco_classes_in_another_order(folder):
     source = read_coco(folder, COCO, class_names=("bird", "cat"))
     assert kinds(source.problems) == ["class_out_of_range"]
-    assert "box 1 has the class 'red dog', which is not among the class names" in source.problems[0].reason
+    assert "box 0 has the class 'red dog', which is not among the class names" in source.problems[0].reason
+    assert source.problems[0].where == f"{folder / 'x.json'}: images[1] 'one.jpg', annotations[0]"
     np.testing.assert_array_equal(source.listings[1].labels, [1, 0])
-    np.testing.assert_array_equal(source.listings[1].numbers, [2, 3])
+    np.testing.assert_array_equal(source.listings[1].numbers, [1, 2])
+    assert source.listings[1].where_is(1) == f"{folder / 'x.json'}: images[1] 'one.jpg', annotations[2]"
 
 
 @pytest.mark.parametrize(

@@ -92,11 +92,12 @@ class Listing:
         boxes: float64 [N, 4] xyxy as written: pixels of the image if `in_pixels`, else relative.
         labels: int32 [N] in [0, C).
         difficult: bool [N].
-        numbers: int [N], the place of each box in its entry, counted from 1.
+        numbers: int [N], the place of each box in its entry, counted from 1; see `by_line` and `list_name`.
         stated_size: (height, width) of the image as the annotation file states it, None if it does not.
         frame: one of FRAMES, where the boxes were drawn: on the image "displayed" upright, as its EXIF orientation
             says, or on its pixels as they are "stored".
         by_line: `where` is a file alone, and `numbers` are its lines.
+        list_name: of the list in the file that `numbers` count, from 0; "": they count within the entry.
     """
 
     where: str
@@ -110,9 +111,12 @@ class Listing:
     stated_size: tuple[int, int] | None = None
     frame: str = "displayed"
     by_line: bool = False
+    list_name: str = ""
 
     def where_is(self, i: int) -> str:
-        """The place of box `i`, counted from 0: "file:line" or "file: key 'x'"."""
+        """The place of box `i`, counted from 0: "file:line", "file: key 'x'" or "file: ... list[number]"."""
+        if self.list_name:
+            return f"{self.where}, {self.list_name}[{self.numbers[i]}]"
         return f"{self.where}:{self.numbers[i]}" if self.by_line else self.where
 
 
@@ -201,6 +205,8 @@ def turn_boxes(boxes, orientation: int):
     Args:
         boxes: [N, 4] xyxy, relative to the image.
     """
+    if orientation == 1:
+        return boxes
     x1, y1, x2, y2 = boxes.T
     if orientation >= 5:  # the displayed row 0 is a stored column
         x1, y1, x2, y2 = y1, x1, y2, x2

@@ -103,7 +103,7 @@ def examine(listing: Listing, options: ImageOptions, checks: Checks):
 
 def _place(listing) -> str:
     """Where an image is first mentioned."""
-    return listing.where_is(0) if len(listing.boxes) else listing.where
+    return listing.where_is(0) if listing.by_line and len(listing.boxes) else listing.where
 
 
 def check_image(listing: Listing, image: EncodedImage, checks: Checks) -> tuple[Annotation | None, list[Problem], int]:
@@ -115,18 +115,23 @@ def check_image(listing: Listing, image: EncodedImage, checks: Checks) -> tuple[
     """
     annotation, problems, rounded = to_annotation(listing, image.source_size, image.orientation)
     unusable = [number for problem in problems if problem.loses == "box" for number in problem.boxes]
-    places = np.flatnonzero(~np.isin(listing.numbers, unusable))  # of the annotation's boxes in the listing
+    places = np.flatnonzero(_without(unusable, listing.numbers))  # of the annotation's boxes in the listing
     problems += [*_check_name(listing, image), *_check_size(listing, image)]
     problems += _find_repeated(listing, annotation, places)
     if checks.input_size:
         problems += _find_tiny(listing, annotation, places, image.source_size, checks)
-    kept = ~np.isin(listing.numbers[places], _dropped(problems, checks))
+    kept = _without(_dropped(problems, checks), listing.numbers[places])
     if checks.max_boxes:
         problems += _find_surplus(listing, places[kept], checks.max_boxes)
-        kept = ~np.isin(listing.numbers[places], _dropped(problems, checks))
+        kept = _without(_dropped(problems, checks), listing.numbers[places])
     if any(not problem.boxes and checks.policies[problem.kind] == "drop" for problem in problems):
         return None, problems, rounded
     return _select(annotation, kept), problems, rounded
+
+
+def _without(listed, numbers):
+    """bool [N]: which of some numbers are not among those listed; mostly none is, and numpy's search takes long."""
+    return ~np.isin(numbers, listed) if listed else np.ones(len(numbers), bool)
 
 
 def _dropped(problems, checks):

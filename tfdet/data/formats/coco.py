@@ -34,22 +34,22 @@ def read(path, images, class_names, allow_outside) -> Source:
     labels = {number: position.get(name, name) for number, name in names.items()}
     objects, problems = _by_image(path, content)
     listings, root = [], images or path.parent
-    for entry in content["images"]:
-        where = f"{path}: image {_name(entry)!r}"
+    for place, entry in enumerate(content["images"]):
+        where = f"{path}: images[{place}] {_name(entry)!r}"
         if not _is_image(entry):
             problems.append(Problem("bad_entry", where, "an image needs an id and a file_name"))
             continue
         name = entry["file_name"]
         image, problem = locate(where, name, [below(root, name)], () if allow_outside else (root,))
-        rows = [_row(item, labels) for item in objects.get(entry["id"], ())]
-        problems += [box_problem(where, i, row) for i, row in enumerate(rows, 1) if len(row) == 2]
+        rows = {i: _row(item, labels) for i, item in objects.get(entry["id"], ())}
+        problems += [box_problem(f"{where}, annotations[{i}]", i, row) for i, row in rows.items() if len(row) == 2]
         if problem:
             problems.append(problem)
             continue
-        good = [i for i, row in enumerate(rows, 1) if len(row) == 6]
-        boxes, difficult = [rows[i - 1][:5] for i in good], [rows[i - 1][5] for i in good]
+        good = [i for i, row in rows.items() if len(row) == 6]
+        boxes, difficult = [rows[i][:5] for i in good], [rows[i][5] for i in good]
         size = stated_size(entry.get("height"), entry.get("width"))
-        common = {"in_pixels": True, "difficult": difficult, "stated_size": size}
+        common = {"in_pixels": True, "difficult": difficult, "stated_size": size, "list_name": "annotations"}
         listings.append(make_listing(where, image, name, boxes, good, **common))
     return Source("coco", class_names, listings, problems)
 
@@ -107,16 +107,16 @@ def _name(entry):
 
 
 def _by_image(path, content):
-    """Image id -> its annotations, and a problem for each annotation of no image."""
+    """Image id -> its annotations with their places in the list, and a problem for each annotation of no image."""
     objects, problems = {entry["id"]: [] for entry in content["images"] if _is_image(entry)}, []
-    for number, item in enumerate(content["annotations"], 1):
+    for place, item in enumerate(content["annotations"]):
         if not isinstance(item, _Object):
             item = _Object(item.get("image_id") if isinstance(item, dict) else None, None, None, False)
         if _is_id(item.image_id) and item.image_id in objects:
-            objects[item.image_id].append(item)
+            objects[item.image_id].append((place, item))
         else:
-            reason = f"annotation {number} belongs to the image id {item.image_id!r:.80}, which no image has"
-            problems.append(Problem("unknown_image", str(path), reason))
+            reason = f"the annotation belongs to the image id {item.image_id!r:.80}, which no image has"
+            problems.append(Problem("unknown_image", f"{path}: annotations[{place}]", reason))
     return objects, problems
 
 
