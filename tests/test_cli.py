@@ -110,6 +110,18 @@ def test_a_reader_that_leaves_is_no_error():
     assert (ran.stdout, ran.stderr) == ("141\n", "")
 
 
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_so_it_is_for_a_program_that_is_started_by_its_file(tmp_path):
+    (tmp_path / "train.txt").write_text("".join(f"{i}.jpg\n" for i in range(3000)))  # 3000 lines of output
+    (tmp_path / "classes.txt").write_text("cat\n")
+    tool = Path(__file__).resolve().parents[1] / "tools" / "make_tfrecords.py"
+    line = f'"$0" {tool} train.txt --classes classes.txt --out out 2>errors | true; echo ${{PIPESTATUS[0]}}'
+    ran = subprocess.run(["bash", "-c", line, sys.executable], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert ran.stdout == "141\n"
+    assert "Traceback" not in (tmp_path / "errors").read_text()
+    assert "Broken" not in (tmp_path / "errors").read_text()
+
+
 # --- completion ---------------------------------------------------------------------------------
 
 COMPLETE = """

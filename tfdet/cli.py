@@ -7,12 +7,11 @@ import argparse
 import contextlib
 import difflib
 import importlib
-import os
 import re
 import sys
 from pathlib import Path
 
-from tfdet import __version__
+from tfdet import __version__, quiet
 
 COMMANDS = {  # name -> program, what it does
     "convert": ("tools/make_tfrecords.py", "annotations and images to TFRecords, or to annotations of another form"),
@@ -42,7 +41,10 @@ options:
 
 def main(arguments=None) -> int:
     """What the command does; returns its exit code. Programs may end by SystemExit, as argparse does."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    return quiet.until_unread(lambda: choose(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def choose(arguments) -> int:
     first = arguments[0] if arguments else None
     try:
         if first in COMMANDS:
@@ -59,9 +61,6 @@ def main(arguments=None) -> int:
     except KeyboardInterrupt:  # while a program is imported; later it says so itself
         print("tfdet: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader has gone: `tfdet inspect ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes once more at its end
-        return 141  # as the shell counts a SIGPIPE
 
 
 def refuse(word) -> int:

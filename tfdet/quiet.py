@@ -1,4 +1,5 @@
-"""For programs with a terminal: imports TensorFlow without the notices it prints about itself.
+"""For programs with a terminal: imports TensorFlow without the notices it prints about itself, and ends without a trace
+when nobody reads any more.
 
 TensorFlow writes lines of level INFO ("oneDNN custom operations are on ...") to the standard error stream before
 its log level can be set. They are dropped here; everything else that appears during the import is passed on.
@@ -30,6 +31,18 @@ def _without_notices():
             for line in written:
                 if not _NOTICE.match(line):
                     os.write(2, line)
+
+
+def until_unread(main) -> int:
+    """The exit code of a program, which ends quietly once the reader of its output has gone: `... | head`."""
+    try:
+        try:
+            return main()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes once more at its end
+        return 141  # as the shell counts a SIGPIPE
 
 
 def import_tensorflow():

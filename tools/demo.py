@@ -14,6 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from tfdet import quiet
 from tfdet.data import synthetic
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -142,4 +143,4 @@ def main(arguments=None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(quiet.until_unread(main))

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from rich.console import Console
 from rich.table import Table
 
+from tfdet import quiet
 from tfdet.data import doctor, statistics
 from tfdet.data.annotations import NOTES
 from tfdet.data.checks import FAULTS, count_cut, count_dropped, count_kinds
@@ -115,8 +116,6 @@ def write_augmented(options) -> dict:
         DataError: not a folder of records.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from tfdet import quiet
-
     quiet.import_tensorflow()
     from dataclasses import replace
 
@@ -169,8 +168,6 @@ def show_dump(path) -> dict:
         ValueError: it is no such file.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from tfdet import quiet
-
     quiet.import_tensorflow()
     from tfdet.train import guard
 
@@ -228,6 +225,8 @@ def main(arguments=None) -> int:
     except DataError as error:
         print(f"inspect_dataset: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # of the output, not of a file
+        raise
     except OSError as error:
         print(f"inspect_dataset: {error.filename}: writing failed ({error.strerror}); check the path", file=sys.stderr)
         return 2
@@ -239,4 +238,4 @@ def main(arguments=None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(quiet.until_unread(main))

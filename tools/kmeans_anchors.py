@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from rich.console import Console
 from rich.table import Table
 
-from tfdet import anchors, configs
+from tfdet import anchors, configs, quiet
 from tfdet.config import RESIZE_MODES, ConfigError
 from tfdet.data import doctor
 from tfdet.data.annotations import NOTES
@@ -143,4 +143,4 @@ def main(arguments=None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(quiet.until_unread(main))

@@ -10,6 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 # Nothing here imports TensorFlow: neither this process nor its workers need it.
+from tfdet import quiet
 from tfdet.data.address import as_path
 from tfdet.data.annotations import NOTES, split_listings
 from tfdet.data.checks import FAULTS, count_cut, count_dropped, count_kinds
@@ -235,4 +236,4 @@ def main(arguments=None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(quiet.until_unread(main))
