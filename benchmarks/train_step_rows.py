@@ -1,7 +1,8 @@
 """The rows of train_step.py: each a function from (steps, seconds) to the times of its steps.
 
-A row makes at most so many steps, and no further one once the seconds are over; steps that compile, fill caches or
-live on batches that were made before the clock ran are left out. Reading a step's loss waits for the step.
+A row makes at most so many steps, and no further one once the seconds are over. Call each once before it counts: its
+first step compiles. Steps that live on batches made before the clock ran are left out. Reading a step's loss waits for
+the step.
 """
 
 import time
@@ -128,7 +129,7 @@ def _timed(step, iterator, warm_up):
 
 
 def _on_a_batch(step, batch):
-    return _timed(step, iter(lambda: batch, None), warm_up=1)
+    return _timed(step, iter(lambda: batch, None), warm_up=0)
 
 
 def _on_records(step, dataset, config):

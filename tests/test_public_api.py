@@ -85,9 +85,10 @@ PUBLIC = {
     "tfdet.train.devices": "choose_strategy describe describe_gpus",
     "tfdet.train.errors": "TrainingError",
     "tfdet.train.guard": "Guard describe_dump image_ids read_dump write_dump",
-    "tfdet.train.loop": "fit",
-    "tfdet.train.pace": "Pace",
+    "tfdet.train.loop": "TrainingError fit",
     "tfdet.train.optimizers": "build_optimizer counters create_slots inner l2 make_averages rate_of",
+    "tfdet.train.pace": "Pace",
+    "tfdet.train.part": "Part",
     "tfdet.train.setup": "build_model enable_determinism find_layers freeze new_model require_possible "
     "synchronise_batch_norm",
     "tfdet.train.signals": "Requested Requests Terminated",
