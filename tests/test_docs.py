@@ -23,7 +23,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from tfdet import cli
+from tfdet import cli, configs
+from tfdet.config import ConfigError, override
 from tfdet.data import formats, synthetic
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,6 +36,7 @@ SMALL = [
     "--gpus", "0", "--set", "detector.image_size=[64,64]", "--set", "detector.width_multiplier=0.125",
 ]  # fmt: skip
 SHORTER = {"benchmark": ["--images", "16", "--passes", "1", "--only", "pipeline", "--batch-size", "4"]}
+METHODS = ("detector.encode", "detector.stream")  # of the objects that Python blocks call `detector`
 # in Python blocks, likewise
 SHORTER_PYTHON = {
     "train.batch_size=16": "train.batch_size=4",
@@ -235,7 +237,48 @@ def test_exceptions_are_needed():
     assert [part for part in SHORTER_PYTHON if part not in python] == []
 
 
-# --- links, figures, the site -------------------------------------------------------------------
+# --- settings that the text names, links, figures, the site --------------------------------------
+
+
+FIELD = r"((?:detector|data|augment|train)(?:\.\w+)+)"
+
+
+def exists(path):
+    """Whether a dotted field is one of SSD's or YOLO's settings."""
+    for name in ("ssd300_vgg16", "yolov3_416"):
+        node = configs.load(name)
+        for part in path.split("."):
+            node = getattr(node, part, None)
+        if node is not None:
+            return True
+    return False
+
+
+def fits(assignment):
+    """Whether one of the detectors takes a setting."""
+    for name in ("ssd300_vgg16", "ssd300_mobilenetv2", "yolov3_416", "yolov3_tiny"):
+        with contextlib.suppress(ConfigError):
+            return bool(override(configs.load(name), assignment))
+    return False
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_settings_in_the_text_exist(page):
+    inline = re.findall(r"(?<!`)`([^`\n]+)`(?!`)", (ROOT / page).read_text(encoding="utf-8"))
+    for code in inline:
+        for assignment in re.findall(FIELD + r"=([^\s'`]+)", code):
+            assert assignment[1] in ("FILE", "VALUE") or fits("=".join(assignment)), f"{page}: {code}"
+        for field in re.findall(r"^" + FIELD + r"$", code):
+            known = field in METHODS or exists(field) or field.endswith(".NAME")
+            assert known, f"{page}: {code}"
+
+
+def test_the_table_of_augmentation_has_every_field():
+    table = "".join(
+        re.findall(r"^\| `.*$", (ROOT / "docs" / "augmentation.md").read_text(encoding="utf-8"), re.MULTILINE)
+    )
+    named = set(re.findall(r"`(\w+)`", table))
+    assert {field.name for field in dataclasses.fields(configs.load("yolov3_416").augment)} <= named
 
 
 def anchors(path):
