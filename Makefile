@@ -1,6 +1,7 @@
 # install  the environment in .venv, with the pinned versions of constraints.txt
 # demo     drawn photos -> records -> training -> mAP -> pictures, in a few minutes on a CPU
 # test     every test
+# test-beam  the conversion as an Apache Beam pipeline, in an environment of its own (.venv-beam) without TensorFlow
 # lint     ruff
 # docs     the documentation as a site, in site/
 # bench    the input pipeline's speed beside decoding alone
@@ -22,12 +23,13 @@ else
 $(error STACK is "$(STACK)"; choose default or addons)
 endif
 
+BEAM := .venv-beam
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: install demo test lint docs bench
+.PHONY: install demo test test-beam lint docs bench
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -48,6 +50,15 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@$(RUN) -m pytest -n 2
+
+test-beam: $(BEAM)/.installed
+	@$(BEAM)/bin/python -m pytest --noconftest tests/test_beam.py
+
+$(BEAM)/.installed: constraints-beam.txt
+	@$(BEAM)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(BEAM)
+	@$(BEAM)/bin/python -m pip install -q --disable-pip-version-check -c constraints-beam.txt \
+		apache-beam numpy pillow rich pytest
+	@touch $@
 
 lint: $(STAMP)
 	@$(RUN) -m ruff check .
