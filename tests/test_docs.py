@@ -171,8 +171,7 @@ def parse(command, arguments):
     program = cli.load(command)
     options = program.parse_arguments(arguments)
     if command == "train":
-        options.preset = options.preset or program.recipes.PRESET_OF.get(options.recipe, program.DEFAULT_PRESET)
-        options.run = options.run or Path("runs/none")
+        program.fill_in(options)
         program.make_config(options, synthetic.SHAPE_CLASSES)
 
 
