@@ -143,19 +143,30 @@ def conversion(result) -> str:
         for name, row in result.items()
         if isinstance(row, dict) and "images_per_second" in row
     ]
-    return _table(("what", "images/s", "of decoding alone"), rows)
+    memory = result.get("memory") or {}
+    text = _table(("what", "images/s", "of decoding alone"), rows)
+    if memory.get("peak_mb_of_all_processes"):
+        text += (
+            f"\n{memory['images']:,} small images took at most {memory['peak_mb_of_all_processes']:,} MB of memory, "
+        )
+        text += "workers included.\n"
+    return text
 
 
 def evaluation(result) -> str:
     """Average precision, and prediction on files."""
     text = ""
-    seconds = {k: v for k, v in _numbers(result.get("figures", {})).items() if "second" in k}
-    if seconds:
-        text += "Figures of a data set without the model:\n\n" + _table(("", "seconds"), seconds.items())
-    rates = {k: v for k, v in result.get("prediction", {}).items() if isinstance(v, dict) and "images_per_second" in v}
-    if rates:
-        text += "\nPrediction on files beside the model alone:\n\n"
-        text += _table(("", "images/s"), [(name, row["images_per_second"]) for name, row in rates.items()])
+    if "figures" in result:
+        rows = [(name, row["seconds"], row["cpu_seconds"]) for name, row in result["figures"].items()]
+        text += (
+            "All figures of a data set, without the model; `tfdet` is VOC's and COCO's, the others COCO's alone.\n\n"
+        )
+        text += _table(("", "seconds", "CPU seconds"), rows) + "\n"
+    if "prediction" in result:
+        found = result["prediction"]
+        rows = [(name, found[name]["images_per_second"], found[name]["core_ms"]) for name in ("model", "files")]
+        text += f"Prediction on files reaches {found['share_of_model']:.2f} of the model alone.\n\n"
+        text += _table(("", "images/s", "CPU ms an image"), rows)
     return text or any_other(result)
 
 
