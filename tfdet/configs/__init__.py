@@ -4,7 +4,10 @@ import importlib
 
 from tfdet.config import Config, ConfigError
 
-PRESETS = ("ssd300_vgg16", "ssd512_vgg16", "ssd300_mobilenetv2", "yolov3_416", "yolov3_modern", "yolov3_tiny", "demo")
+PRESETS = (
+    "ssd300_vgg16", "ssd512_vgg16", "ssd300_mobilenetv2", "ssd300_mobilenetv2_scratch",
+    "yolov3_416", "yolov3_modern", "yolov3_tiny", "yolov3_tiny_scratch", "demo",
+)  # fmt: skip
 
 
 def load(name: str) -> Config:
