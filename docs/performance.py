@@ -175,13 +175,17 @@ def training(result) -> str:
     rows = [
         (
             f"`{name}`",
-            run["last_epoch"]["step"],
+            _steps(run),
             *(run["test"].get(key, "") for key in ("map50", "map50_voc07", "coco_ap")),
         )
         for name, run in result["runs"].items()
     ]
     text = result.get("data", "") + ".\n\n"
     return text + _table(("preset", "steps", "mAP@0.5", "VOC07", "COCO AP"), rows)
+
+
+def _steps(run):
+    return run["steps"] if "steps" in run else run["last_epoch"]["step"]
 
 
 def any_other(result) -> str:
