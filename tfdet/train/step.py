@@ -50,7 +50,7 @@ def make_train_step(
 
     def gradients_of(batch):
         before = [tf.identity(variable) for variable in statistics]
-        variables, rows = model.trainable_variables, batch[schema.IMAGE].shape[0] // accumulate
+        variables, rows = model.trainable_variables, tf.cast(_rows(batch) // accumulate, tf.float32)
         gradients, sums = _all_reduce(compute(batch))
         metrics = _metrics(sums)
         gradients = optimizer.get_unscaled_gradients(gradients) if scaling else gradients
@@ -151,7 +151,7 @@ def _make_compute(model, detector, scaled):
         with tf.GradientTape() as tape:
             sums = _sums(model, detector, batch, training=True)
             losses = [value for name, value in sums.items() if name not in (schema.NORMALIZER, IMAGES)]
-            loss = tf.add_n(losses) / batch[schema.IMAGE].shape[0]
+            loss = tf.add_n(losses) / tf.cast(_rows(batch), tf.float32)
             loss = scaled(loss) if scaled else loss
         none = tf.UnconnectedGradients.ZERO
         return tape.gradient(loss, model.trainable_variables, unconnected_gradients=none), sums
@@ -177,7 +177,13 @@ def _in_parts(compute, parts):
 def _in_front(parts, value):
     """The shape of a batch's entry in `parts`: [parts, B / parts, ...]; all but the count of boxes is static."""
     sizes = [size if size is not None else tf.shape(value)[axis] for axis, size in enumerate(value.shape)]
-    return [parts, value.shape[0] // parts, *sizes[1:]]
+    return [parts, sizes[0] // parts, *sizes[1:]]
+
+
+def _rows(batch):
+    """Images of a batch; a tensor where TensorFlow 2.15 has lost count of them, as in a resumed run of many workers."""
+    images = batch[schema.IMAGE]
+    return tf.shape(images)[0] if images.shape[0] is None else images.shape[0]
 
 
 def _sums(model, detector, batch, training):
