@@ -275,7 +275,7 @@ def test_more_boxes_than_a_bucket(tmp_path):
     convert({"train": source.listings}, tmp_path / "out", "r", ("a",))
     record_set = records.open_split(tmp_path / "out", "train")
     (batch,) = batches(pipeline.eval_dataset(record_set, make_config(batch_size=2), encode), 1)
-    assert batch["boxes"].shape == (2, 128, 4)
+    assert batch["boxes"].shape == (2, 104, 4)  # 128 would be the next power of two
     assert sorted((batch["labels"] == 0).sum(1)) == [0, 100]
 
 

@@ -22,13 +22,14 @@ _UNTOUCHED = (
 
 
 def buckets(max_boxes: int) -> list[int]:
-    """Counts of boxes an image that a batch can be padded to: 8, 16, 32, ... up to the first that holds `max_boxes`.
+    """Counts of boxes an image that a batch can be padded to: 8, 16, 32, ... and `max_boxes`, as a multiple of 8.
 
     Every batch takes the smallest that fits it; XLA compiles one batch stage for each.
     """
+    last = max(-(-max_boxes // SMALLEST_BUCKET), 1) * SMALLEST_BUCKET
     sizes = [SMALLEST_BUCKET]
-    while sizes[-1] < max_boxes:
-        sizes.append(2 * sizes[-1])
+    while sizes[-1] < last:
+        sizes.append(min(2 * sizes[-1], last))
     return sizes
 
 

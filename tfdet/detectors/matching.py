@@ -15,7 +15,6 @@ from tfdet import schema
 # pixel in an image of 1,000 pixels); above, areas and encodings leave the range of float32.
 MIN_SIDE, MAX_SIDE = 1e-6, 1e6
 
-_IGNORE_BID = 1e-37  # the value bid for an ignore box: more than nothing, less than any overlap with an object
 _TOGETHER = 32  # boxes of an image whose overlaps are held at once: 1.1 MB with 8,732 priors
 
 
@@ -65,52 +64,68 @@ def match(boxes, labels, priors, *, rule="bipartite", threshold=0.5):
     Returns:
         int32 [B, A]: the place in `boxes` of the box each prior belongs to, ignore boxes included; -1 for none.
     """
-    usable = is_matchable(boxes) & (labels != schema.BACKGROUND)
-    boxes = tf.where(usable[..., None], boxes, 0.0)  # an empty box overlaps nothing
-    objects = tf.where((labels != schema.IGNORE)[..., None], boxes, 0.0)
-    bids, best, prior = _search(boxes, labels == schema.IGNORE, priors, rule, threshold)
+    usable = (is_matchable(boxes) & (labels != schema.BACKGROUND))[..., None]  # an empty box overlaps nothing
+    objects = tf.where(usable & (labels != schema.IGNORE)[..., None], boxes, 0.0)
+    is_enough = (lambda share: share > threshold) if rule == "per_box" else (lambda share: share >= threshold)
+    bids, best, prior = _search(objects, priors, exact=rule == "per_box")
+    offers = tf.where(is_enough(_value(bids)), bids, 0)
     if rule == "per_box":
         forced, _ = _reserve(tf.where(best <= threshold, best, 0.0), prior, priors)
-        bids = tf.maximum(bids, forced[:, :-1])
+        bids = tf.maximum(offers, forced[:, :-1])
     else:
         pairs = _pair(objects, priors, *_reserve(best, prior, priors))
-        bids = tf.where(_value(pairs) > 0.0, pairs, bids)
-    return tf.where(_value(bids) > 0.0, _place(bids, tf.shape(boxes)[1]), -1)
+        bids = tf.where(_value(pairs) > 0.0, pairs, offers)
+    matched = tf.where(_value(bids) > 0.0, _place(bids, tf.shape(boxes)[1]), -1)
+    ignored = tf.where(usable & (labels == schema.IGNORE)[..., None], boxes, 0.0)
+    return _ignore(matched, ignored, priors, is_enough)
 
 
-def _search(boxes, ignore, priors, rule, threshold):
-    """What both rules start from.
+def _search(boxes, priors, exact):
+    """What both rules start from. With `exact` objects choose by overlaps in float64.
 
     Returns:
-        the highest bid for each prior among those beyond the threshold, int64 [B, A];
-        the largest IoU of each object, float32 [B, M], 0 for ignore boxes, and the first prior it has it with, int32.
+        the highest bid for each prior, int64 [B, A];
+        the largest IoU of each object, float32 [B, M], and the first prior it has it with, int32.
     """
     batch, count = tf.shape(boxes)[0], tf.shape(boxes)[1]
-    together = tf.clip_by_value(count, 1, _TOGETHER)
-    parts = -(-count // together)
-    spare = [[0, 0], [0, parts * together - count]]
+    parts = tf.maximum(-(-count // _TOGETHER), 1)
+    together = -(-count // parts)
     split = lambda x, *dims: tf.reshape(x, [batch * parts, together, *dims])  # noqa: E731
     place = split(tf.broadcast_to(tf.range(parts * together), [batch, parts * together]))
 
     def search_part(part):
-        boxes, ignore, place = part
-        overlap = _overlap(boxes, priors, ignore)
-        offers = tf.reduce_max(_offers(overlap, ignore[:, None], place[:, None], count, rule, threshold), 0)
+        boxes, place = part
+        overlap = _overlap(boxes, priors)
+        bids = tf.reduce_max(_bid(overlap, place[:, None], count), 0)
         # a small object has nearly the same IoU with many priors; old runs told them apart in float64
-        exact = _overlap(tf.cast(boxes, tf.float64), priors) if rule == "per_box" else overlap
-        best, prior = _first_best(exact)
-        return offers, tf.where(ignore, 0.0, tf.cast(best, tf.float32)), prior
+        best, prior = _first_best(_overlap(tf.cast(boxes, tf.float64), priors) if exact else overlap)
+        return bids, tf.cast(best, tf.float32), prior
 
-    inputs = split(tf.pad(boxes, [*spare, [0, 0]]), 4), split(tf.pad(ignore, spare)), place
-    offers, best, prior = tf.map_fn(search_part, inputs, fn_output_signature=(tf.int64, tf.float32, tf.int32))
-    offers = tf.reduce_max(tf.reshape(offers, [batch, parts, tf.shape(priors)[0]]), 1)
-    return offers, tf.reshape(best, [batch, -1])[:, :count], tf.reshape(prior, [batch, -1])[:, :count]
+    boxes = tf.pad(boxes, [[0, 0], [0, parts * together - count], [0, 0]])
+    outputs = tf.map_fn(search_part, (split(boxes, 4), place), fn_output_signature=(tf.int64, tf.float32, tf.int32))
+    bids, best, prior = outputs
+    bids = tf.reduce_max(tf.reshape(bids, [batch, parts, tf.shape(priors)[0]]), 1)
+    return bids, tf.reshape(best, [batch, -1])[:, :count], tf.reshape(prior, [batch, -1])[:, :count]
 
 
-def _offers(overlap, ignore, place, count, rule, threshold):
-    """What the boxes at `place` bid for each prior beyond the threshold: overlap [M, A] -> int64 [M, A]."""
-    enough = overlap > threshold if rule == "per_box" else overlap >= threshold
-    return _bid(tf.where(enough, tf.where(ignore, _IGNORE_BID, overlap), 0.0), place, count)
+def _ignore(matched, ignored, priors, is_enough):
+    """Gives the priors that no object has to the first ignore box that covers enough of them.
+
+    Args:
+        matched: int32 [B, A], -1 for none; ignored: float32 [B, M, 4] xyxy, empty for all but ignore boxes.
+    """
+    count = tf.shape(ignored)[1]
+
+    def first_cover(boxes):
+        covered = is_enough(_intersection(boxes, priors) / tf.maximum(box_ops.area(priors), 1e-30))  # [M, A]
+        bids = tf.where(covered, count - tf.range(count)[:, None], 0)
+        return count - tf.reduce_max(bids, 0)
+
+    def first_covers():
+        first = tf.map_fn(first_cover, ignored, fn_output_signature=tf.int32)
+        return tf.where((matched < 0) & (first < count), first, matched)
+
+    return tf.cond(tf.reduce_any(ignored != 0.0), first_covers, lambda: matched)  # most batches have none
 
 
 def _first_best(overlap):
@@ -147,47 +162,49 @@ def _pair(objects, priors, highest, waiting):
 
     Whoever is outbid there waits in turn, as in Gale and Shapley's deferred acceptance. Objects and priors rank
     each other by the same bids, so the outcome is the one of taking the largest of all overlaps first. One object
-    an image moves in a round; hardly any has to, for boxes seldom share their best prior.
+    of an image moves at a time; hardly any has to, for boxes seldom share their best prior.
     """
-    places = tf.range(tf.shape(objects)[1])
+    count, nowhere = tf.shape(objects)[1], tf.shape(priors)[0]
+    places = tf.range(count)
 
-    def move_one(highest, waiting):
-        active, mover = _first_best(tf.cast(waiting, tf.float32))  # the first that waits
-        overlap = _overlap(tf.gather(objects, mover, batch_dims=1), priors)
-        outbids = _bid(overlap, mover[:, None], tf.size(places)) > highest[:, :-1]
-        best, prior = _first_best(tf.where(outbids & (active[:, None] > 0.0), overlap, 0.0))
-        prior = tf.where(best > 0.0, prior, tf.shape(priors)[0])
-        index = tf.stack([tf.range(tf.shape(prior)[0]), prior], -1)
-        outbid = tf.gather_nd(highest, index)
-        highest = tf.tensor_scatter_nd_update(highest, index, _bid(best, mover, tf.size(places)))
-        loser = tf.where(_value(outbid) > 0.0, _place(outbid, tf.size(places)), -1)
-        waiting = waiting & (places != mover[:, None]) | (places == loser[:, None])
-        return highest, waiting
+    def move_one(objects, highest, waiting):
+        _, mover = _first_best(tf.cast(waiting, tf.float32)[None])
+        overlap = _overlap(tf.gather(objects, mover), priors)
+        outbids = _bid(overlap, mover, count) > highest[:-1]
+        best, prior = _first_best(tf.where(outbids, overlap, 0.0))
+        prior = tf.where(best > 0.0, prior, nowhere)
+        outbid = tf.gather(highest, prior)
+        loser = tf.where(_value(outbid) > 0.0, _place(outbid, count), -1)
+        highest = tf.tensor_scatter_nd_update(highest, prior[:, None], _bid(best, mover, count))
+        return objects, highest, waiting & (places != mover) | (places == loser)
 
-    return tf.while_loop(lambda _, waiting: tf.reduce_any(waiting), move_one, (highest, waiting))[0][:, :-1]
+    def pair_image(image):
+        return tf.while_loop(lambda *state: tf.reduce_any(state[-1]), move_one, image)[1]
+
+    return tf.map_fn(pair_image, (objects, highest, waiting), fn_output_signature=tf.int64)[:, :-1]
 
 
 # --- overlaps and bids --------------------------------------------------------------------------
 
 
-def _overlap(boxes, priors, ignore=None):
-    """IoU or, for ignore boxes, the share of the prior that they cover; coordinates apart, for vector instructions.
+def _overlap(boxes, priors):
+    """IoU: float32 or float64 [..., 4] xyxy, float32 [..., A, 4] xyxy -> [..., A], the type of `boxes`.
 
-    Args:
-        boxes: float32 or float64 [..., 4] xyxy; `ignore`: bool [...].
-        priors: float32 [..., A, 4] xyxy, broadcast against boxes[..., None, :].
-    Returns:
-        [..., A], the type of `boxes`.
+    The priors broadcast against boxes[..., None, :].
     """
+    shared = _intersection(boxes, priors)
+    # in float32 first, as in rykov8's float64 code; a prior without area overlaps nothing
+    prior_area = tf.cast(tf.maximum(box_ops.area(priors), 1e-30), boxes.dtype)
+    return shared / (box_ops.area(boxes)[..., None] + prior_area - shared)
+
+
+def _intersection(boxes, priors):
+    """The areas that both cover, as `_overlap`; coordinates apart, for vector instructions."""
     left, top, right, bottom = tf.unstack(boxes[..., None, :], axis=-1)
-    prior_area = tf.cast(box_ops.area(priors), boxes.dtype)  # in float32 first, as in rykov8's float64 code
     prior_left, prior_top, prior_right, prior_bottom = tf.unstack(tf.cast(priors, boxes.dtype), axis=-1)
     width = tf.maximum(tf.minimum(right, prior_right) - tf.maximum(left, prior_left), 0.0)
     height = tf.maximum(tf.minimum(bottom, prior_bottom) - tf.maximum(top, prior_top), 0.0)
-    shared = width * height
-    union = (right - left) * (bottom - top) + prior_area - shared
-    whole = union if ignore is None else tf.where(ignore[..., None], prior_area, union)
-    return shared / tf.maximum(whole, 1e-30)
+    return width * height
 
 
 def _bid(value, place, count):
