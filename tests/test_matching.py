@@ -160,6 +160,11 @@ def test_bipartite_by_hand():
     assert match([[0.5, 0, 0.75, 0.125]], [5]) == [-1, -1, 0, -1]
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_no_room_for_boxes(rule):
+    assert (compiled(rule)(np.zeros([2, 0, 4], np.float32), np.zeros([2, 0], np.int32), PRIORS).numpy() == -1).all()
+
+
 def test_two_objects_with_the_same_best_prior_both_keep_one():
     # in sixteenths of the width, all of the priors' height: box 0 is prior 0 (0 to 4); box 1 is 1 to 5, IoU
     # 3 / (4 + 4 - 3) = 3/5 with prior 0 and 1/7 with prior 1; box 2 is half of prior 0 and overlaps no other

@@ -64,6 +64,8 @@ def match(boxes, labels, priors, *, rule="bipartite", threshold=0.5):
     Returns:
         int32 [B, A]: the place in `boxes` of the box each prior belongs to, ignore boxes included; -1 for none.
     """
+    if boxes.shape[1] == 0:
+        return tf.fill([tf.shape(boxes)[0], tf.shape(priors)[0]], -1)
     usable = (is_matchable(boxes) & (labels != schema.BACKGROUND))[..., None]  # an empty box overlaps nothing
     objects = tf.where(usable & (labels != schema.IGNORE)[..., None], boxes, 0.0)
     is_enough = (lambda share: share > threshold) if rule == "per_box" else (lambda share: share >= threshold)
