@@ -14,7 +14,7 @@ PYTHON ?= python3
 ifeq ($(STACK),default)
 VENV := .venv
 CONSTRAINTS := constraints.txt
-EXTRAS := onnx,dev
+EXTRAS := onnx,docs,dev
 else ifeq ($(STACK),addons)
 VENV := .venv-addons
 CONSTRAINTS := constraints-addons.txt
