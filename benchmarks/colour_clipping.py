@@ -22,7 +22,7 @@ from tfdet.data import augment, image_ops, inputs
 from tfdet.data.errors import DataError
 
 SIDE = 300
-CONFIG = AugmentConfig()  # the seed's knobs
+CONFIG = AugmentConfig()  # rykov8's knobs
 ORDERS = ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))  # saturation, brightness, contrast
 
 EPILOG = """

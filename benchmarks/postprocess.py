@@ -127,7 +127,7 @@ def random_truth(count, classes):
 
 
 def ssd_case():
-    """The seed's rule is `per_box`; the default `bipartite` is what a new user gets."""
+    """rykov8's rule is `per_box`; the default `bipartite` is what a new user gets."""
     boxes, labels = random_truth(10, 20)
     detectors = {rule: Ssd(SsdConfig(matching=rule), 20) for rule in ("bipartite", "per_box")}
     priors = boxlib.to_xyxy(detectors["per_box"].anchors).numpy().astype(np.float64)

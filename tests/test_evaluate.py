@@ -1,5 +1,6 @@
 """Evaluation with a detector that answers what the test wants: order, filling, ignored boxes, letterbox, the tool."""
 
+import argparse
 import contextlib
 import importlib.util
 import io
@@ -367,6 +368,31 @@ def test_an_unknown_suppression_is_refused():
         nms_config(sigma=0)
     with pytest.raises(ConfigError, match=r"nms.method is 'greedy'; choose one of hard, soft, matrix"):
         nms_config(method="greedy")
+
+
+@pytest.mark.parametrize(
+    "method, given, message",
+    [
+        ("hard", ["--nms-sigma", "0.2"], "this is hard"),
+        ("hard", ["--nms-kernel", "linear"], "this is hard"),
+        ("soft", ["--nms-kernel", "linear", "--nms-sigma", "1"], "this one is linear"),
+        ("soft", ["--nms-sigma", "1"], None),
+        ("matrix", ["--nms-kernel", "linear"], None),
+        ("hard", [], None),
+    ],
+)
+def test_options_of_the_suppression_are_not_dropped_in_silence(method, given, message):
+    from tools import nms_options
+
+    parser = argparse.ArgumentParser()
+    nms_options.add_options(parser)
+    options = parser.parse_args(given)
+    limits = NmsConfig(**{"method": method, **nms_options.chosen(options)})
+    if message is None:
+        nms_options.require_use(limits, options)
+    else:
+        with pytest.raises(ConfigError, match=message):
+            nms_options.require_use(limits, options)
 
 
 def test_other_classes_count_as_never_scored():

@@ -20,6 +20,7 @@ from tfdet.config import (
 from tfdet.config import SsdConfig as Ssd
 from tfdet.data import formats, pipeline, records
 from tfdet.data.convert import convert
+from tfdet.data.stages import buckets
 
 NUMBER, BATCH = 20, 8
 
@@ -264,6 +265,14 @@ def test_zooming_out_keeps_the_aspect_of_a_letterbox(rectangles):
     assert (shrunk < 3.2).all()
     assert np.abs(sizes[0] / shrunk.mean(1, keepdims=True) - sizes[1]).max() < 1.5  # pixels
     assert shrunk.std() > 0.2
+
+
+@pytest.mark.parametrize(
+    "max_boxes, sizes",
+    [(0, [8]), (8, [8]), (9, [8, 16]), (20, [8, 16, 24]), (33, [8, 16, 32, 40]), (100, [8, 16, 32, 64, 104])],
+)
+def test_buckets(max_boxes, sizes):
+    assert buckets(max_boxes) == sizes
 
 
 def test_more_boxes_than_a_bucket(tmp_path):

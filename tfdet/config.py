@@ -137,7 +137,7 @@ class SsdConfig:
     kind: typing.Literal["ssd"] = "ssd"
     backbone: str = "vgg16"
     image_size: tuple[int, int] = (300, 300)  # height, width
-    priors: str = "ssd300"  # a key of PRIOR_LAYOUTS, or the path of a pickle in the seed's form
+    priors: str = "ssd300"  # a key of PRIOR_LAYOUTS, or the path of a pickle as rykov8/ssd_keras has it
     matching: str = "bipartite"
     match_iou: float = 0.5
     class_loss: str = "softmax"  # which mines hard negatives, by the next two; "sigmoid_focal" takes all priors

@@ -39,7 +39,8 @@ def until_unread(main) -> int:
         try:
             return main()
         finally:
-            sys.stdout.flush()
+            if sys.stdout:  # closed by whoever started this: >&-
+                sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes once more at its end
         return 141  # as the shell counts a SIGPIPE

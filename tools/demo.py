@@ -132,6 +132,8 @@ def main(arguments=None) -> int:
     options = parse_arguments(arguments)
     try:
         summary = demo(options)
+    except BrokenPipeError:  # of the output, not of a file
+        raise
     except (DemoError, OSError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 2

@@ -107,6 +107,7 @@ def adapt(config, records, options):
     config = replace(config, train=replace(config.train, batch_size=batch_size))
     config = replace(config, data=replace(config.data, deterministic=True))
     limits = replace(config.detector.nms, **nms_options.chosen(options))
+    nms_options.require_use(limits, options)
     return replace(config, detector=replace(config.detector, nms=limits))
 
 
@@ -140,6 +141,8 @@ def main(arguments=None) -> int:
         figures = measure(options)
         if options.json:
             options.json.write_text(json.dumps(strict(figures), indent=2), encoding="utf-8")
+    except BrokenPipeError:  # of the output, not of a file
+        raise
     except (ConfigError, DataError, WeightsError, OSError) as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 2

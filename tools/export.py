@@ -72,8 +72,10 @@ def check(options):
 def adapt(config, options):
     """The run's config with what the options change."""
     limits = replace(config.detector.nms, **nms_options.chosen(options))
+    nms_options.require_use(limits, options)
     if options.max_detections:
-        limits = replace(limits, max_detections=options.max_detections)
+        most = options.max_detections
+        limits = replace(limits, max_detections=most, max_per_class=max(most, limits.max_per_class))
     return replace(config, detector=replace(config.detector, nms=limits))
 
 
@@ -84,6 +86,8 @@ def main(arguments=None) -> int:
         check(options)
         config, detector, model = runs.load(options.run, options.weights)
         written = export(adapt(config, options), detector, model, options.out, options.format, options.min_score)
+    except BrokenPipeError:  # of the output, not of a file
+        raise
     except (ConfigError, DataError, WeightsError, OSError) as error:
         print(f"export: {error}", file=sys.stderr)
         return 2

@@ -127,7 +127,7 @@ def write_augmented(options) -> dict:
     config = replace(configs.load(options.preset or PRESET), class_names=records.class_names)
     augmented_sheet(records, config).save(options.augment)
     detector = detectors.build(config.detector, config.num_classes)
-    counts = unmatched.count(records, config, detector)
+    counts = unmatched.count(records, config, detector, most=unmatched.SAMPLE)
     print(f"{options.preset or PRESET}, not augmented: {unmatched.describe(counts, config)}")
     return asdict(counts)
 
@@ -213,9 +213,16 @@ def write_json(path, result, problems):
 
 def main(arguments=None) -> int:
     options = parse_arguments(arguments)
-    sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be printable
+    if sys.stdout:
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be printable
     start = time.perf_counter()
     if [Path(path).suffix for path in options.annotations] == [".npz"]:
+        if options.json or options.html or options.augment:
+            print(
+                "inspect_dataset: --json, --html and --augment are for data sets, not for the dump of a batch",
+                file=sys.stderr,
+            )
+            return 2
         return inspect_dump(options.annotations[0])
     try:
         diagnosis, summary, checks = inspect(options)

@@ -131,6 +131,8 @@ def main(arguments=None) -> int:
     sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be printable
     try:
         summary = find(options)
+    except BrokenPipeError:  # of the output, not of a file
+        raise
     except (ConfigError, DataError, OSError) as error:
         print(f"kmeans_anchors: {error}", file=sys.stderr)
         return 2

@@ -114,6 +114,7 @@ def predict_all(options) -> dict:
         options.run, options.weights, nms=nms_options.chosen(options), max_detections=options.max_detections,
         batch_size=options.batch_size,
     )  # fmt: skip
+    nms_options.require_use(predictor.config.detector.nms, options)
     options.out.mkdir(parents=True, exist_ok=True)
     found, pictures, rate = stream(predictor, photos, options, skipped)
     for error in skipped:
@@ -243,6 +244,8 @@ def main(arguments=None) -> int:
     sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be printable
     try:
         summary = predict_all(options)
+    except BrokenPipeError:  # of the output, not of a file
+        raise
     except (ConfigError, DataError, WeightsError, OSError) as error:
         print(f"predict: {error}", file=sys.stderr)
         return 2

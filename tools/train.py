@@ -29,8 +29,6 @@ from tfdet.train import checkpoints, devices, loop, setup, signals, stages
 from tools import bad_records, weights_options
 from tools.train_options import fill_in, make_config, parse_arguments
 
-MOST_COUNTED = 1024  # images, which takes two seconds
-
 
 def open_val(directory):
     """The val split, or None where the data set has none."""
@@ -65,10 +63,11 @@ def describe(options, config, records, val, strategy, model):
     print(f"run:     {options.run}", flush=True)
 
 
-def describe_boxes(config, records, detector):
+def describe_boxes(options, config, records, detector, restored):
     """Boxes that cannot be learned, in the first images: said before hours are spent on them."""
-    if config.data.shuffle != "sequential":  # chosen where reading records one by one is dear
-        counts = unmatched.count(records, config, detector, most=MOST_COUNTED)
+    remote = options.data_service or config.data.shuffle == "sequential"  # records that are dear to read here
+    if not (restored or remote):
+        counts = unmatched.count(records, config, detector, most=unmatched.SAMPLE)
         print(f"boxes:   {unmatched.describe(counts, config)}", flush=True)
 
 
@@ -100,8 +99,9 @@ def train(options) -> dict:
         measure["validation"] = batches
         measure["pictures"] = Samples(batches, detector, config).draw
         measure["evaluate"] = lambda model: evaluate(model, detector, batches, config, config.class_names)
+    with faults.named(records):
+        describe_boxes(options, config, records, detector, restored)
     with faults.named(records, val), device_named():
-        describe_boxes(config, records, detector)
         summary = loop.fit(
             model, detector, make_batches(options, config, records, detector), config, options.run,
             steps_per_epoch=config.train.steps_per_epoch or pipeline.steps_per_epoch(records, config.train.batch_size),
@@ -143,6 +143,8 @@ def main(arguments=None) -> int:
     fill_in(options)
     try:
         summary = train(options)
+    except BrokenPipeError:  # of the output, not of a file
+        raise
     except (ConfigError, DataError, WeightsError, loop.TrainingError, OSError) as error:
         print(f"train: {error}", file=sys.stderr)
         return 2

@@ -278,7 +278,7 @@ def read_annotations(listings) -> tuple[list[Annotation], list[Problem]]:
 
 
 def split_listings(listings, mode: str, val_ratio: float, seed: int) -> tuple[list[Listing], list[Listing]]:
-    """Splits into train and val as the seeds of this library do.
+    """Splits into train and val as rykov8/ssd_keras and keras-yolo3 do.
 
     Args:
         mode: "sorted": by image id, the first part is train (rykov8/ssd_keras, which takes 0.8);

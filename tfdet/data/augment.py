@@ -176,13 +176,13 @@ def has_hsv(config: AugmentConfig) -> bool:
 def colour_matrix(u, normals, mean, covariance, config: AugmentConfig):
     """Saturation, brightness, contrast in a drawn order, then lighting, as ONE affine map of RGB (rykov8's set).
 
-    Saturation blends with the pixel's luma, contrast with the image's mean luma, brightness scales; the seed clips
-    after each, here the product of the matrices is clipped once. With the seed's knobs a quarter of the values of
+    Saturation blends with the pixel's luma, contrast with the image's mean luma, brightness scales; rykov8 clips
+    after each, here the product of the matrices is clipped once. With rykov8's knobs a quarter of the values of
     photos differ by more than 1 of 255 for it, by 1.9 in the mean; taking the steps in another order changes a tenth,
     by 0.6 (`benchmarks/colour_clipping.py --photos DIR`, 200 photos).
 
     Lighting adds `lighting * C n`, C the covariance of the colours on the scale of [0, 1] and n standard normal: with
-    C = V L V^T that is V L (V^T n), the seed's noise along the eigenvectors, since V^T n is as normal as n. So nobody
+    C = V L V^T that is V L (V^T n), rykov8's noise along the eigenvectors, since V^T n is as normal as n. So nobody
     needs the eigenvectors.
 
     Args:

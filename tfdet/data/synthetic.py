@@ -1,6 +1,6 @@
 """Draws data sets of real JPEG files: shapes that a detector learns in minutes, and photo-like pictures for benchmarks.
 
-Both are written as the seeds have theirs, `gt.pkl` (file name -> [N, 4 + C]) and `lines.txt` with
+Both are written as rykov8/ssd_keras and keras-yolo3 have theirs: `gt.pkl` (file name -> [N, 4 + C]), `lines.txt` with
 `classes.txt`, beside the folder `images`. The same seed draws the same files with the same Pillow.
 """
 

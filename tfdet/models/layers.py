@@ -105,7 +105,7 @@ class Double(keras.layers.Layer):
 def prior_layout(config: SsdConfig) -> PriorLayout:
     """The layout that says how many boxes each cell of each feature map has.
 
-    Priors read from a pickle (`config.priors` is then a path) are the seed's 7,308.
+    Priors read from a pickle (`config.priors` is then a path) are rykov8's 7,308.
     """
     return PRIOR_LAYOUTS.get(config.priors, PRIOR_LAYOUTS["ssd300_7308"])
 
