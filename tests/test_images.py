@@ -425,6 +425,17 @@ def test_a_changed_header_is_read_as_pillow_reads_it(photo, rng):
     assert agreed > 1000
 
 
+@pytest.mark.parametrize("length", range(8))
+@pytest.mark.parametrize("more", [b"", b"\xff\xd9" * 9], ids=["at the end", "before others"])
+def test_frames_too_short_for_a_size(tmp_path, length, more):
+    """A segment's length counts its own two bytes; precision, height, width and components are six more."""
+    data = b"\xff\xd8\xff\xc0" + length.to_bytes(2, "big") + b"\x08\x00\x02\x00\x03\x01"[: max(length - 2, 0)] + more
+    assert plain_jpeg_size(data) is as_pillow_sees_it(data) is None
+    (tmp_path / "x.jpg").write_bytes(data)
+    with pytest.raises(ImageError, match=r"x\.jpg"):
+        read_image(tmp_path / "x.jpg", ImageOptions(decode_check=False))
+
+
 def test_damage_inside_is_found_by_decoding(photo, tmp_path):
     path = save(photo.resize((240, 160)), tmp_path / "x.png")
     data = bytearray(path.read_bytes())

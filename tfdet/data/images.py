@@ -271,6 +271,8 @@ def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
         if end > len(data) or marker < 0xC0 or 0xD0 <= marker <= 0xD9:  # damage, or markers that head no segment
             return None
         if marker in (0xC0, 0xC1, 0xC2):  # a frame: precision, height, width, components
+            if end - start < 6:
+                return None
             precision, height, width, components = struct.unpack_from(">BHHB", data, start)
             if size or precision != 8 or components not in (1, 3) or not height or not width:
                 return None
