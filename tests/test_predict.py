@@ -292,6 +292,21 @@ def test_predictions_become_annotations(tool, run, folder, tmp_path, capsys, kin
     assert f"{out / name} is there already; choose another --out" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", ["voc", "lines"])
+def test_annotations_of_images_elsewhere_are_refused(tool, run, folder, tmp_path, capsys, kind):
+    with tf.io.gfile.GFile("ram://photos/a.jpg", "wb") as file:
+        file.write((folder / "a.jpg").read_bytes())
+    arguments = ["ram://photos", "--run", str(run), "--out", str(tmp_path / "out"), "--format", "json"]
+    assert tool.main([*arguments, kind]) == 2
+    captured = capsys.readouterr()
+    text = "ram://photos/a.jpg is not on this machine; --format voc and lines need a copy of it here"
+    assert (captured.out, captured.err) == ("", f"predict: {text}\n")
+    assert not (tmp_path / "out").exists()
+    assert tool.main(arguments) == 0
+    written = json.loads((tmp_path / "out" / "detections.json").read_text())["images"]
+    assert [(item["file"], item["picture"]) for item in written] == [("ram://photos/a.jpg", "a.jpg")]
+
+
 def test_annotations_of_records_come_with_their_images(tool, run, foreign, tmp_path, capsys):
     out = tmp_path / "out"
     arguments = [str(foreign), "--run", str(run), "--out", str(out), "--min-score", "0.0001"]

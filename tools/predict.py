@@ -23,7 +23,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tfdet import predict
 from tfdet.config import ConfigError
-from tfdet.data import embedded, formats
+from tfdet.data import embedded, files, formats
+from tfdet.data.address import as_path
 from tfdet.data.errors import DataError
 from tfdet.data.formats.results import coco_image_ids, coco_results
 from tfdet.models.weights import WeightsError
@@ -48,8 +49,8 @@ TFRecord file, or a folder of them. The output folder gets one JPEG for each ima
   coco   coco_results.json: a list of image_id, category_id (from 1), bbox (x, y, width, height) and score
   voc    annotations/: an XML file an image, and classes.txt
   lines  annotations.txt: `path xmin,ymin,xmax,ymax,class ...` an image, and classes.txt
-tools/make_tfrecords.py reads the last two; the command is printed. An image that cannot be read is reported and left
-out. The last line on standard output is one JSON object.
+tools/make_tfrecords.py reads the last two, of images on this machine or in records; the command is printed. An image
+that cannot be read is reported and left out. The last line on standard output is one JSON object.
 """
 
 
@@ -95,9 +96,16 @@ def check(options):
 
 def keep_originals(photos, out):
     """Raises ConfigError where a picture could take the place of an input."""
-    inside = [photo.path for photo in photos if Path(photo.path).resolve().parent == out.resolve()]
+    inside = [photo.path for photo in photos if as_path(photo.path).resolve().parent == out.resolve()]
     if inside:
         raise ConfigError(f"--out {out} holds {inside[0]}, which is an input; choose another folder for the pictures")
+
+
+def check_reachable(photos):
+    """Raises ConfigError for an image at an address, which annotations on this machine could not name."""
+    remote = [photo.path for photo in photos if files.is_remote(photo.path) and not embedded.is_embedded(photo.path)]
+    if remote:
+        raise ConfigError(f"{remote[0]} is not on this machine; --format voc and lines need a copy of it here")
 
 
 # --- the work -----------------------------------------------------------------------------------
@@ -110,6 +118,8 @@ def predict_all(options) -> dict:
     photos = predict.find_images(options.inputs, skipped.append)
     if not options.no_pictures:
         keep_originals(photos, options.out)
+    if {"voc", "lines"} & set(options.format):
+        check_reachable(photos)
     predictor = predict.load(
         options.run, options.weights, nms=nms_options.chosen(options), max_detections=options.max_detections,
         batch_size=options.batch_size,
