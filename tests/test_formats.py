@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tfdet.data import embedded, formats, tfrecord
-from tfdet.data.annotations import KINDS, Annotation, read_annotations
+from tfdet.data.annotations import KINDS, Annotation, Problem, read_annotations
+from tfdet.data.checks import Checks, check_image
 from tfdet.data.convert import convert
 from tfdet.data.errors import AnnotationError, DataError
 from tfdet.data.formats import darknet, recorded
@@ -78,7 +79,7 @@ def test_coco_with_holes_in_its_ids_and_crowds(folder):
 def test_coco_classes_in_another_order(folder):
     source = read_coco(folder, COCO, class_names=("bird", "cat"))
     assert kinds(source.problems) == ["class_out_of_range"]
-    assert "box 0 has the class 'red dog', which is not among the class names" in source.problems[0].reason
+    assert source.problems[0].reason == "the box has the class 'red dog', which is not among the class names"
     assert source.problems[0].where == f"{folder / 'x.json'}: images[1] 'one.jpg', annotations[0]"
     np.testing.assert_array_equal(source.listings[1].labels, [1, 0])
     np.testing.assert_array_equal(source.listings[1].numbers, [1, 2])
@@ -105,6 +106,21 @@ def test_coco_problems(folder, change, kind):
     source = read_coco(folder, content)
     assert kinds(source.problems) == [kind]
     assert len(source.listings) == 2
+
+
+def test_coco_boxes_are_told_by_their_place_in_the_file(folder):
+    """Whether the box is thrown out by what is written, by its image, or for a suspicion: never by a second number."""
+    one, two = dict(COCO["annotations"][0], category_id=4), dict(COCO["annotations"][1], bbox=[9, 9, 0, 5])
+    twins = [dict(COCO["annotations"][2], image_id=image) for image in (7, 3, 3)]
+    source = read_coco(folder, {**COCO, "annotations": [one, twins[0], two, *twins[1:]]})
+    where, image = f"{folder / 'x.json'}: images[1] 'one.jpg', annotations", str(folder / "one.jpg")
+    wrong_class = "the box has the category id 4, which no category has"
+    assert source.problems == [Problem("class_out_of_range", f"{where}[0]", wrong_class, (0,), image)]
+    _, problems, _ = check_image(source.listings[1], read_image(image), Checks())
+    assert problems == [
+        Problem("zero_area", f"{where}[2]", "the box (9, 9, 9, 14; 40 x 20 image) has no area", (2,)),
+        Problem("duplicate_box", f"{where}[4]", "the box is annotations[3] again", (4,)),
+    ]
 
 
 def test_coco_images_that_cannot_be_used(folder):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from damage import NAMES, make_good_set, read
+from damage import FILES, NAMES, make_good_set, read
 from PIL import Image
 
 from tfdet.data import doctor
@@ -441,6 +441,47 @@ def test_the_page_needs_nothing_else(page):
     assert not re.search(r"<(script|link|iframe)|(href|src)=.?https?:", text)
     assert "&lt;b&gt;&amp;" in text
     assert "<b>&," not in text
+
+
+def spoil_coco(path):
+    content = json.loads(path.read_text())
+    for item in content["annotations"][6:8]:
+        item.update(category_id=9, bbox=[1, 1, "x", 5])
+    path.write_text(json.dumps(content))
+
+
+def spoil_table(path):
+    lines = path.read_text().splitlines()
+    lines[7:9] = [f"{line.split(',')[0]},1,1,x,5,9" for line in lines[7:9]]
+    path.write_text("\n".join(lines))
+
+
+def spoil_darknet(path):
+    (path / "3.txt").write_text("9 0.5 0.5 x 0.1\n" * 2)
+
+
+@pytest.mark.parametrize(
+    "name, spoil, places",
+    [
+        ("coco", spoil_coco, [f"coco.json: images[3] '3.jpg', annotations[{i}]" for i in (6, 7)]),
+        ("csv", spoil_table, ["boxes.csv:8", "boxes.csv:9"]),
+        ("darknet", spoil_darknet, ["darknet/3.txt:1", "darknet/3.txt:2"]),
+    ],
+)
+def test_boxes_that_are_thrown_out_leave_their_image(run, data, name, spoil, places):
+    """No box of 3.jpg is left; its card has the picture and both problems."""
+    spoil(data / FILES[name])
+    source = read(data, name)
+    given = {"options": ImageOptions(), "checks": Checks(), "problems": source.problems}
+    found = doctor.diagnose({"all": source.listings}, NAMES, **given).findings
+    assert [item.problem.where for item in found] == [f"{data}/{place}" for place in places]
+    assert [item.listing.image_id for item in found] == ["3.jpg"] * 2
+    classes = [] if name == "coco" else ["--classes", data / "classes.txt"]
+    page = data / "page.html"
+    code, summary, *_ = run(data / FILES[name], "--images", data / "img", *classes, "--html", page, "--samples", 1)
+    assert (code, summary["problems"]) == (1, {"not_numeric": 2})
+    text = page.read_text()
+    assert (text.count('class="card"'), text.count("no picture"), text.count("image/jpeg")) == (1, 0, 1 + 1)
 
 
 def test_a_page_of_nothing_to_complain_about(run, good, tmp_path):

@@ -166,6 +166,12 @@ def test_an_address_that_cannot_be_read_is_one_clear_error(data, address):
         find_images([address])
 
 
+@pytest.mark.parametrize("name", ["train.txt", "as.coco", "as.pickle", "as.csv", "voc"])
+def test_an_image_folder_that_cannot_be_read_is_what_is_named(data, name):
+    with pytest.raises(AnnotationError, match=r"^nope://b[^:]*: cannot be read"):
+        formats.read(data / name, images="nope://b", class_names=NAMES)
+
+
 def test_images_are_found_at_addresses(data):
     root = upload(data, "ram://set")
     wanted = [f"{root}/img/{i}.jpg" for i in range(3)]

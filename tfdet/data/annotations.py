@@ -119,6 +119,11 @@ class Listing:
             return f"{self.where}, {self.list_name}[{self.numbers[i]}]"
         return f"{self.where}:{self.numbers[i]}" if self.by_line else self.where
 
+    def problem_with(self, i: int, kind: str, text: str) -> "Problem":
+        """A problem with box `i`, counted from 0; `text` follows what the box is called."""
+        name = "the box" if self.list_name else f"box {self.numbers[i]}"
+        return Problem(kind, self.where_is(i), f"{name} {text}", (int(self.numbers[i]),))
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -128,8 +133,8 @@ class Problem:
         kind: a key of KINDS.
         where: "file:line" or "file: key 'x'".
         reason: what is wrong.
-        boxes: the numbers in their entry, from 1, of the boxes that are meant; none: the image as a whole.
-        image_path: the image, where it is left out of the listings; "" where there is none.
+        boxes: the boxes that are meant, as `Listing.numbers` counts them; none: the image as a whole.
+        image_path: the image, where the entry or the box is left out of the listings; "" where there is none.
     """
 
     kind: str
@@ -259,8 +264,7 @@ def _box_problem(listing, size, i, fault) -> Problem:
     corners = ", ".join(f"{value:.6g}" for value in listing.boxes[i])
     image = f"{size[1]} x {size[0]} image"
     text = _FAULT_TEXT.get(fault) or _UNIT_TEXT[listing.in_pixels]
-    number = int(listing.numbers[i])
-    return Problem(fault, listing.where_is(i), f"box {number} ({corners}; {image}) {text}", (number,))
+    return listing.problem_with(i, fault, f"({corners}; {image}) {text}")
 
 
 def read_annotations(listings) -> tuple[list[Annotation], list[Problem]]:

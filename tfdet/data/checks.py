@@ -206,9 +206,10 @@ def _find_repeated(listing, annotation, places) -> list[Problem]:
         earlier, earlier_label = first.setdefault(tuple(box), (place, label))
         if earlier == place:
             continue
-        same = label == earlier_label
-        text = f"is box {listing.numbers[earlier]} again" + ("" if same else ", with another class")
-        problems.append(_box_problem("duplicate_box" if same else "two_classes", listing, place, text))
+        same, number = label == earlier_label, listing.numbers[earlier]
+        other = f"{listing.list_name}[{number}]" if listing.list_name else f"box {number}"
+        text = f"is {other} again" + ("" if same else ", with another class")
+        problems.append(listing.problem_with(place, "duplicate_box" if same else "two_classes", text))
     return problems
 
 
@@ -221,7 +222,7 @@ def _find_tiny(listing, annotation, places, size, checks) -> list[Problem]:
     sides = (annotation.boxes[:, 2:] - annotation.boxes[:, :2]) * np.array([width, height])
     where = f"at the model's input of {checks.input_size[1]} x {checks.input_size[0]}"
     return [
-        _box_problem("tiny_box", listing, places[i], f"is {sides[i, 0]:.2g} x {sides[i, 1]:.2g} pixels {where}")
+        listing.problem_with(places[i], "tiny_box", f"is {sides[i, 0]:.2g} x {sides[i, 1]:.2g} pixels {where}")
         for i in np.flatnonzero((sides < 1.0).any(axis=1))
     ]
 
@@ -232,8 +233,3 @@ def _find_surplus(listing, places, max_boxes) -> list[Problem]:
     surplus = tuple(int(number) for number in listing.numbers[places[max_boxes:]])
     reason = f"the image has {len(places)} boxes, more than the {max_boxes} of --max-boxes"
     return [Problem("too_many_boxes", _place(listing), reason, surplus)]
-
-
-def _box_problem(kind, listing, place, text) -> Problem:
-    number = int(listing.numbers[place])
-    return Problem(kind, listing.where_is(place), f"box {number} {text}", (number,))

@@ -26,7 +26,7 @@ _BACKGROUND = ("background", "__background__", "_background_", "none")
 
 @dataclass(frozen=True)
 class Finding:
-    """A problem, and the listing it was found in; None where the annotations gave none."""
+    """A problem, and the listing of its image; None where the annotations gave none."""
 
     problem: Problem
     listing: Listing | None
@@ -93,11 +93,12 @@ def _examine_all(job, tick):
 def _with_listings(problems, listings) -> list[Finding]:
     """Finds the listings of problems that reading the annotations, or comparing images, found."""
     wanted, places = {problem.where for problem in problems}, {}
+    by_image = {listing.image_path: listing for listing in listings} if wanted else {}
     for listing in listings if wanted else ():
         for where in {listing.where_is(i) for i in range(len(listing.boxes))} | {listing.where}:
             if where in wanted:
                 places.setdefault(where, listing)
-    return [Finding(problem, places.get(problem.where)) for problem in problems]
+    return [Finding(p, places.get(p.where) or by_image.get(p.image_path)) for p in problems]
 
 
 # --- across images ------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ def read(
         allow_outside: accept paths that lead out of the image folder.
         boxes_frame: one of annotations.FRAMES, see `Listing`.
     Raises:
-        AnnotationError: the file cannot be read as a whole, or holds no image.
+        AnnotationError: the file, or the folder of its images, cannot be read as a whole, or it holds no image.
     """
     if boxes_frame not in FRAMES:
         raise ValueError(f"boxes_frame is one of {FRAMES}, not {boxes_frame!r}")
@@ -90,8 +90,9 @@ def read(
             module = _MODULES[file_format or recognise(one)]
             sources.append(module.read(one, images, class_names, allow_outside))
             class_names = sources[-1].class_names
-    except OSError as error:
-        raise AnnotationError(path, f"cannot be read ({error.strerror})", "check the path") from error
+    except OSError as error:  # of the annotations, or of the images that are looked for
+        where = error.filename or path
+        raise AnnotationError(where, f"cannot be read ({error.strerror})", "check the path") from error
     listings = [listing for source in sources for listing in source.listings]
     problems = [problem for source in sources for problem in source.problems]
     if not listings and not problems:

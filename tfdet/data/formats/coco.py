@@ -42,7 +42,7 @@ def read(path, images, class_names, allow_outside) -> Source:
         name = entry["file_name"]
         image, problem = locate(where, name, [below(root, name)], () if allow_outside else (root,))
         rows = {i: _row(item, labels) for i, item in objects.get(entry["id"], ())}
-        problems += [box_problem(f"{where}, annotations[{i}]", i, row) for i, row in rows.items() if len(row) == 2]
+        problems += [box_problem(where, i, row, image, "annotations") for i, row in rows.items() if len(row) == 2]
         if problem:
             problems.append(problem)
             continue

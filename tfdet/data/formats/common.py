@@ -26,17 +26,24 @@ class Source:
 
 
 def make_listing(where, image_path, image_id, rows, numbers, *, in_pixels, difficult=None, **others) -> Listing:
-    """rows: float64 [N, 5] corners and class; numbers: the place of each row in its entry, from 1."""
+    """rows: float64 [N, 5] corners and class; numbers: the place of each row, as `Listing.numbers` has it."""
     rows = np.asarray(rows, np.float64).reshape(-1, 5)
     difficult = np.zeros(len(rows), bool) if difficult is None else np.asarray(difficult, bool)
     labels, numbers = rows[:, 4].astype(np.int32), np.asarray(numbers, np.int64)
     return Listing(where, str(image_path), image_id, rows[:, :4], labels, difficult, numbers, in_pixels, **others)
 
 
-def box_problem(where, number, fault) -> Problem:
-    """fault: (kind of problem, text that follows the box's number)."""
+def box_problem(where, number, fault, image, list_name="") -> Problem:
+    """A problem with a box that is in no listing.
+
+    Args:
+        number, list_name: as a `Listing` counts its boxes.
+        fault: (kind of problem, text that follows what the box is called).
+        image: the path of its image, None if it is not there.
+    """
     kind, text = fault
-    return Problem(kind, where, f"box {number} {text}", (int(number),))
+    place, name = (f"{where}, {list_name}[{number}]", "the box") if list_name else (where, f"box {number}")
+    return Problem(kind, place, f"{name} {text}", (int(number),), str(image or ""))
 
 
 def locate(where, name, candidates, roots=()) -> tuple[Path | None, Problem | None]:

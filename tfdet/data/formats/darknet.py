@@ -79,7 +79,7 @@ def _listing(file, text, found, images, num_classes, allow_outside):
     if isinstance(text, AnnotationError):
         return None, [Problem("bad_entry", text.where, text.reason)]
     rows = {i: parse_box(line, num_classes) for i, line in enumerate(text.split("\n"), 1) if line.strip()}
-    problems = [box_problem(f"{where}:{i}", i, row) for i, row in rows.items() if len(row) == 2]
+    problems = [box_problem(f"{where}:{i}", i, row, image) for i, row in rows.items() if len(row) == 2]
     if problem:
         return None, [*problems, problem]
     good = {i: row for i, row in rows.items() if len(row) == 5}

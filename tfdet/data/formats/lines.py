@@ -34,7 +34,7 @@ def read(path, images, class_names, allow_outside) -> Source:
         name, words = split_line(line)
         image, problem = locate(where, name, [below(root, name) for root in roots], () if allow_outside else roots)
         boxes = [parse_box(word, len(class_names)) for word in words]
-        problems += [box_problem(where, i, box) for i, box in enumerate(boxes, 1) if len(box) == 2]
+        problems += [box_problem(where, i, box, image) for i, box in enumerate(boxes, 1) if len(box) == 2]
         if problem:
             problems.append(problem)
             continue

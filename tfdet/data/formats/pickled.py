@@ -30,7 +30,7 @@ def read(path, images, class_names, allow_outside) -> Source:
             continue
         classes = array[:, 4:]
         good = np.isin(classes, (0.0, 1.0)).all(axis=1) & (classes.sum(axis=1) == 1.0)
-        problems += [box_problem(where, i + 1, _class_fault(classes[i])) for i in np.flatnonzero(~good)]
+        problems += [box_problem(where, i + 1, _class_fault(classes[i]), image) for i in np.flatnonzero(~good)]
         rows = np.column_stack([array[good, :4], array[good, 4:].argmax(axis=1)])
         listings.append(make_listing(where, image, key, rows, np.flatnonzero(good) + 1, in_pixels=False))
     return Source("pickle", tuple(class_names), listings, problems)

@@ -72,7 +72,7 @@ def read(path, images, class_names, allow_outside) -> Source:
         found = record.texts if by_text and record.texts else record.labels
         classes = [(labels if by_text and record.texts else numbers).get(value) for value in found]
         faults = [(i, found[i - 1]) for i, label in enumerate(classes, 1) if label is None]
-        problems += [box_problem(record.where, i, _class_fault(value, by_text)) for i, value in faults]
+        problems += [box_problem(record.where, i, _class_fault(value, by_text), image) for i, value in faults]
         if problem:
             problems.append(problem)
             continue

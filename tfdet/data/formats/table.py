@@ -53,7 +53,7 @@ def read(path, images, class_names, allow_outside) -> Source:
     for name, rows in by_image.items():
         image, problem = locate(f"{path}:{rows[0][0]}", name, [below(root, name)], () if allow_outside else (root,))
         boxes = {line: _box(corners, fault, word, labels) for line, corners, fault, word in rows if corners or fault}
-        problems += [box_problem(f"{path}:{line}", line, box) for line, box in boxes.items() if len(box) == 2]
+        problems += [box_problem(f"{path}:{line}", line, box, image) for line, box in boxes.items() if len(box) == 2]
         if problem:
             problems.append(problem)
             continue

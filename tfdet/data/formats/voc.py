@@ -78,7 +78,7 @@ def _voc_listing(file, content, images, labels, allow_outside):
     candidates = [named, *(images / (file.stem + suffix) for suffix in IMAGE_SUFFIXES)]
     image, problem = locate(where, name, candidates, () if allow_outside else (images,))
     rows = [_voc_row(*item, labels) for item in content.objects]
-    problems = [box_problem(where, i, row) for i, row in enumerate(rows, 1) if len(row) == 2]
+    problems = [box_problem(where, i, row, image) for i, row in enumerate(rows, 1) if len(row) == 2]
     if problem:
         return None, [*problems, problem]
     image_id = name if image == named else image.name
