@@ -39,11 +39,12 @@ def skipping(**changes):
 
 
 def test_the_run_stops_and_leaves_the_batch(tmp_path):
-    text = r"not finite at step 4 \(.*box_loss nan.*images: toy-24, .*toy-31; the batch is in .*step_000004\.npz"
+    dump = tmp_path / "nan" / "step_000004.npz"
+    text = rf"not finite at step 4 \(.*box_loss nan.*images: toy-24, .*toy-31\. Try .*the batch: tfdet inspect {dump}$"
     with pytest.raises(loop.TrainingError, match=text):
         fit(tmp_path, make_dataset=spoiled(3), checkpoint_every=2, log_every=100)
     assert checkpoints.latest_step(tmp_path) == 2
-    dump = guard.read_dump(tmp_path / "nan" / "step_000004.npz")
+    dump = guard.read_dump(dump)
     assert dump["step"] == 4
     assert np.isnan(dump["losses"]["loss"])
     assert dump["batch"][schema.IMAGE].shape == (8, toy.SIDE, toy.SIDE, 3)
@@ -64,6 +65,11 @@ def test_inspect_dataset_opens_the_dump(tmp_path, capsys):
     assert json.loads(lines[-1]) == {"dump": str(path), "step": 4, "losses": {"loss": None}, "healthy": False}
     assert tool.main([str(tmp_path / "none.npz")]) == 2
     assert "none.npz: cannot be read as the dump of a batch" in capsys.readouterr().err
+    path.write_bytes(path.read_bytes()[:200])
+    assert tool.main([str(path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("step_000004.npz: cannot be read as the dump of a batch: File is not a zip file; "
+                         "take it from nan/ again")  # fmt: skip
 
 
 def test_a_skipped_batch_is_counted_and_named(tmp_path, capsys):
@@ -75,6 +81,7 @@ def test_a_skipped_batch_is_counted_and_named(tmp_path, capsys):
     err = capsys.readouterr().err
     assert "not finite at step 4" in err
     assert "toy-24" in err
+    assert f"toy-31: skipped; look at the batch: tfdet inspect {tmp_path}" in err.replace("\n", "")
     assert "not finite at step 5" in err
     assert (tmp_path / "nan" / "step_000004.npz").exists()
 
@@ -111,6 +118,43 @@ def test_a_file_that_is_no_dump_is_an_error(tmp_path):
         guard.read_dump(tmp_path / "other.npz")
     with pytest.raises(ValueError, match="cannot be read"):
         guard.read_dump(tmp_path / "none.npz")
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    with pytest.raises(ValueError, match="holds no batch"):
+        guard.read_dump(tmp_path / "one.npy")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"step": [4, 5]}, {"step": 4.5}, {"loss/loss": [1.0, 2.0]}, {"loss/loss": "low"}, {schema.IMAGE: 1},
+     {schema.LABELS: np.zeros((1, 3), np.int32)}],
+)  # fmt: skip
+def test_arrays_that_are_no_dump_are_an_error(tmp_path, change):
+    arrays = {"step": 4, "loss/loss": 0.5, schema.IMAGE: np.zeros((2, 4, 4, 3)), schema.LABELS: np.zeros((2, 3), int)}
+    np.savez(tmp_path / "whole.npz", **arrays)
+    assert guard.read_dump(tmp_path / "whole.npz")["losses"] == {"loss": 0.5}
+    np.savez(tmp_path / "other.npz", **arrays | change)
+    with pytest.raises(ValueError, match=r"other\.npz: holds no batch"):
+        guard.read_dump(tmp_path / "other.npz")
+
+
+def test_any_damage_to_a_dump_is_an_error_or_not_seen(tmp_path, rng):
+    """Cut anywhere, and with a bit turned anywhere: 700 files."""
+    batch = {schema.IMAGE: rng.integers(0, 256, (2, 4, 4, 3), np.uint8), schema.IMAGE_ID: ["a", "b"]}
+    whole = guard.write_dump(tmp_path / "whole.npz", 4, {"loss": np.nan}, batch).read_bytes()
+    cut = [whole[:size] for size in range(0, len(whole), 3)]
+    places = range(0, len(whole), 2)
+    changed = [whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :] for place in places]
+    refused = []
+    for content in (*cut, *changed):
+        (tmp_path / "damaged.npz").write_bytes(content)
+        try:
+            guard.describe_dump(guard.read_dump(tmp_path / "damaged.npz"))
+        except ValueError as error:
+            refused.append(str(error))
+    assert len(refused) > len(cut)
+    for text in refused:
+        assert text.startswith(f"{tmp_path / 'damaged.npz'}: ")
+        assert "\n" not in text
 
 
 def test_rows_that_fill_a_batch_and_ids_that_are_no_ascii():

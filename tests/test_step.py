@@ -223,6 +223,18 @@ def test_a_batch_in_parts_is_one_step_of_the_whole_batch(parts, xla):
         np.testing.assert_allclose(list(many.values()), list(one.values()), rtol=1e-5)
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+def test_the_count_of_rows_need_not_be_known_when_a_step_is_traced(parts):
+    data = step.fill(toy.batch(8), 8)
+    spec = {name: tf.TensorSpec([None, *value.shape[1:]], value.dtype) for name, value in data.items()}
+    weights, metrics, *_ = trained(2, accumulate=parts, element_spec=spec)
+    expected, known, *_ = trained(2, accumulate=parts)
+    for name, value in expected.items():
+        np.testing.assert_allclose(weights[name], value, rtol=1e-6, atol=1e-7, err_msg=name)
+    for one, other in zip(metrics, known, strict=True):
+        np.testing.assert_allclose(list(one.values()), list(other.values()), rtol=1e-6)
+
+
 def test_parts_take_their_statistics_one_after_the_other():
     weights, *_ = trained(2, accumulate=2, batch_norm="plain")
     whole, *_ = trained(2, batch_norm="plain")

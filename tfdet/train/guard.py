@@ -5,6 +5,9 @@ The file is a .npz of the batch's arrays under their own names, with `step` and 
 
 import math
 import os
+import shlex
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,8 @@ from tfdet.train.errors import TrainingError
 from tfdet.train.step import SKIPPED
 
 LOSS = "loss/"
+# what numpy raises where a file is damaged; RuntimeError where a byte makes it look encrypted or packed in another way
+_DAMAGES = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 class Guard:
@@ -40,21 +45,26 @@ class Guard:
         if math.isfinite(metrics["loss"]) and not skipped:
             return
         text = _describe_step(number, metrics)
-        if not (skipped and skipped_before):
-            text += self._describe_batch(number, metrics)
-        if not skipped:
-            raise TrainingError(
-                f"{text}. Try a lower train.learning_rate, a train.clip_norm or train.on_nan=skip, or look at the "
-                "batch with inspect_dataset"
-            )
-        self._warn(f"{text}: skipped")
+        if skipped and skipped_before:
+            self._warn(f"{text}: skipped")
+            return
+        images, path = self._dump(number, metrics)
+        text += f"; images: {images}"
+        look = f"look at the batch: tfdet inspect {shlex.quote(str(path))}"
+        if skipped:
+            self._warn(f"{text}: skipped; {look}")
+            return
+        raise TrainingError(
+            f"{text}. Try a lower train.learning_rate, a train.clip_norm or train.on_nan=skip, or {look}"
+        )
 
-    def _describe_batch(self, number, metrics):
-        batch = next(iter(self._make_dataset(number - 1)))  # made once more
+    def _dump(self, number, metrics):
+        """Writes the batch of a step, made once more: the ids of its images, and the path of the file."""
+        batch = next(iter(self._make_dataset(number - 1)))
         path = self._folder.path / "nan" / f"step_{number:06d}.npz"
         if self._folder.writes:
             write_dump(path, number, metrics, batch)
-        return f"; images: {image_ids(batch)}; the batch is in {path}"
+        return image_ids(batch), path
 
 
 def write_dump(path, step, losses, batch) -> Path:
@@ -81,14 +91,34 @@ def read_dump(path) -> dict:
         ValueError: no such dump; the text says why.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{path}: cannot be read as the dump of a batch: {error}") from error
-    if "step" not in found or schema.IMAGE not in found:
+        with open(path, "rb") as file:  # numpy leaves a file open that is no zip
+            found = _read_arrays(file)
+    except _DAMAGES as error:
+        raise ValueError(f"{path}: cannot be read as the dump of a batch: {error}; take it from nan/ again") from error
+    if not _is_dump(found):
         raise ValueError(f"{path}: holds no batch; training writes such dumps to nan/ in the run folder")
     losses = {name.removeprefix(LOSS): float(found.pop(name)) for name in list(found) if name.startswith(LOSS)}
     return {"step": int(found.pop("step")), "losses": losses, "batch": found}
+
+
+def _read_arrays(file):
+    """The arrays of a .npz by name; none of a .npy, whose array has no name."""
+    arrays = np.load(file, allow_pickle=False)
+    if isinstance(arrays, np.ndarray):
+        return {}
+    with arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+def _is_dump(arrays):
+    """Whether there are a step, losses that are numbers, and a batch: arrays of as many rows as there are images."""
+    if "step" not in arrays or schema.IMAGE not in arrays:
+        return False
+    losses = {name for name in arrays if name.startswith(LOSS)}
+    numbers = arrays["step"].dtype.kind in "iu" and all(arrays[name].dtype.kind == "f" for name in losses)
+    scalar = all(arrays[name].ndim == 0 for name in losses | {"step"})
+    rows = {arrays[name].shape[:1] for name in arrays.keys() - losses - {"step"}}
+    return numbers and scalar and len(rows) == 1 and () not in rows
 
 
 def describe_dump(dump) -> str:

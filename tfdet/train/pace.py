@@ -22,14 +22,15 @@ class Pace:
     def __init__(
         self, strategy, train, steps_per_epoch, *, first, start, log_every, checkpoint_every, checkpoint_minutes
     ):
-        self._agreement, self._steps_per_epoch, self._log_every = (
-            workers.Agreement(strategy),
-            steps_per_epoch,
-            log_every,
-        )
-        self._checkpoint_every, self._checkpoint_minutes, self._first = checkpoint_every, checkpoint_minutes, first
+        self._agreement = workers.Agreement(strategy)
+        self._first = first
+        self._steps_per_epoch = steps_per_epoch
+        self._log_every = log_every
+        self._checkpoint_every = checkpoint_every
+        self._checkpoint_minutes = checkpoint_minutes
         self._deadline = start + 60 * train.max_minutes if train.max_minutes else math.inf
-        self.is_late, self.agrees = False, self._agreement.is_needed
+        self.is_late = False
+        self.agrees = self._agreement.is_needed
         self.saved()
 
     def saved(self):
