@@ -16,7 +16,7 @@ PUBLIC = {
     "tfdet.anchors": "best_iou kmeans measure read rounded sides_at_input to_text use",
     "tfdet.boxes": "area clip decode_deltas encode_deltas flip_horizontally flip_vertically from_window from_yxhw "
     "intersection iou is_valid letterbox_window to_cxcywh to_window to_xyxy to_yxyx union",
-    "tfdet.cli": "completion load main parser_of programs refuse rename run",
+    "tfdet.cli": "choose completion load main parser_of programs refuse rename run",
     "tfdet.compat": "TF_VERSION keras",
     "tfdet.config": "AugmentConfig Config ConfigError DataConfig NmsConfig PriorLayout SsdConfig StageConfig "
     "TrainConfig YoloConfig from_json override to_json",

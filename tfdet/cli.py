@@ -45,6 +45,7 @@ def main(arguments=None) -> int:
 
 
 def choose(arguments) -> int:
+    """Goes by the first argument; returns the exit code."""
     first = arguments[0] if arguments else None
     try:
         if first in COMMANDS:
