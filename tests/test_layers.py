@@ -64,6 +64,8 @@ def test_train_names_no_detector_and_no_data():
                 "tfdet.detectors.base"
             )
             assert allowed, f"{name(path)} imports {target}"
+        # what a detector asks of the machine it says itself
+        assert not {text for text in dotted(path) if "config.detector." in f"{text}."}, f"{name(path)} knows its fields"
 
 
 @pytest.mark.parametrize("path", FILES + SCRIPTS, ids=name)

@@ -9,7 +9,7 @@ import toy
 
 from tfdet import addons, detectors
 from tfdet.compat import keras
-from tfdet.config import Config, ConfigError, SsdConfig, TrainConfig
+from tfdet.config import Config, ConfigError, SsdConfig, TrainConfig, YoloConfig
 from tfdet.train import devices, loop, optimizers, setup, step
 
 ONE = tf.distribute.get_strategy()
@@ -123,12 +123,17 @@ FOCAL = SsdConfig(backbone="mobilenetv2", width_multiplier=0.35, priors="ssd300_
 
 @pytest.mark.skipif(addons.available(), reason="tensorflow-addons is installed")
 def test_without_the_package_the_focal_loss_fails_before_anything_is_written(tmp_path):
-    detector = toy.Toy()
-    model = setup.build_model(detector, TrainConfig(batch_size=8), ONE)
+    detector = detectors.build(FOCAL, 2)
+    model = setup.build_model(toy.Toy(), TrainConfig(batch_size=8), ONE)
     config = Config(detector=FOCAL, train=TrainConfig(batch_size=8), class_names=("a", "b"))
     with pytest.raises(ConfigError, match=r"class_loss=sigmoid_focal needs .*pip install -e"):
         loop.fit(model, detector, endless, config, tmp_path / "run", steps_per_epoch=5, progress=False)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("config", [SsdConfig(), YoloConfig(), YoloConfig(multi_scale=(320, 416))])
+def test_what_needs_no_package_can_be_trained_anywhere(config):
+    setup.require_possible(detectors.build(config, 2), TrainConfig(), ONE)
 
 
 @needs_addons

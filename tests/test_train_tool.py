@@ -10,7 +10,9 @@ from pathlib import Path
 import datasets
 import pytest
 
+from tfdet import addons
 from tfdet.data import synthetic
+from tools import train_options
 
 TOOL = Path(__file__).resolve().parents[1] / "tools" / "train.py"
 SMALL = [
@@ -172,6 +174,34 @@ def test_with_skip_bad_records_training_goes_on(tool, only_train, tmp_path, caps
     assert "epoch 1: 2 bad records left out" in err
     assert "epoch 2: 2 bad records left out" in err
     assert (last_line(out)["bad_records"], last_line(out)["steps"]) == (2, 4)
+
+
+def test_options_of_every_group():
+    words = [
+        "--data",
+        "d",
+        "--gpus",
+        "0",
+        "--epochs",
+        "3",
+        "--on-nan",
+        "skip",
+        "--weights",
+        "w.h5",
+        "--eval-every",
+        "2",
+    ]
+    options = train_options.parse_arguments(words)
+    given = (options.data, options.gpus, options.epochs, options.on_nan, options.weights, options.eval_every)
+    assert given == (Path("d"), 0, 3, "skip", "w.h5", 2)
+    assert (options.resume, options.set, options.xla, options.seed) == (False, [], None, None)
+
+
+@pytest.mark.skipif(not addons.available(), reason="tensorflow-addons is not installed")
+def test_help_names_what_the_package_gives():
+    text = train_options.epilog(["--help"])
+    for assignment in ("train.optimizer=lamb", "detector.class_loss=sigmoid_focal"):
+        assert f"--set {assignment} " in text
 
 
 def test_help_from_anywhere(tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 from tfdet import addons, anchors, configs
 from tfdet.config import ConfigError, from_json, override
 from tfdet.configs import recipes
+from tfdet.detectors import losses
 from tfdet.train import optimizers
 from tools import weights_options
 
@@ -56,7 +57,8 @@ def epilog(arguments):
     asked = {"-h", "--help"} & set(sys.argv[1:] if arguments is None else arguments)
     if not asked or not addons.available():
         return EPILOG
-    names = "\n".join(f"  --set {field:36} {name}" for field, name in optimizers.FROM_ADDONS.items())
+    every = optimizers.FROM_ADDONS | losses.FROM_ADDONS
+    names = "\n".join(f"  --set {field:36} {name}" for field, name in every.items())
     return f"{EPILOG}\nfrom tensorflow-addons, which is installed here:\n{names}\n"
 
 
@@ -64,6 +66,15 @@ def parse_arguments(arguments=None):
     parser = argparse.ArgumentParser(
         description=DESCRIPTION, epilog=epilog(arguments), formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    _add_what(parser)
+    _add_devices(parser.add_argument_group("devices"))
+    _add_training(parser.add_argument_group("training (defaults: those of the preset)"))
+    weights_options.add_options(parser)
+    _add_run(parser.add_argument_group("the run"))
+    return parser.parse_args(arguments)
+
+
+def _add_what(parser):
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="what tools/make_tfrecords.py wrote")
     parser.add_argument("--preset", choices=configs.PRESETS, help=f"detector and settings (default: {DEFAULT_PRESET})")
     parser.add_argument(
@@ -76,7 +87,8 @@ def parse_arguments(arguments=None):
     )  # fmt: skip
     parser.add_argument("--run", type=Path, metavar="DIR", help="folder for the results (default: runs/PRESET)")
 
-    group = parser.add_argument_group("devices")
+
+def _add_devices(group):
     chosen = group.add_mutually_exclusive_group()
     chosen.add_argument(
         "--gpus", type=int, metavar="N", help="train on the first N GPUs, 0: on the CPU (default: all there are)"
@@ -94,30 +106,35 @@ def parse_arguments(arguments=None):
                        help="batch normalisation over all replicas' images")  # fmt: skip
     group.add_argument("--deterministic", action="store_true", help="the same bits in every run; slower on GPUs")
 
-    group = parser.add_argument_group("training (defaults: those of the preset)")
+
+def _add_training(group):
     group.add_argument("--epochs", type=int, metavar="N", help="passes over the training images, in all")
     group.add_argument("--steps-per-epoch", type=int, metavar="N", help="end an epoch after N steps")
     group.add_argument("--max-minutes", type=float, metavar="M", help="end in order after M minutes, whatever is left")
     group.add_argument("--batch-size", type=int, metavar="N", help="images a step, over all devices")
     group.add_argument("--learning-rate", type=float, metavar="R")
+    _add_update(group)
+    group.add_argument("--seed", type=int, help="of the first weights, the order of the images and their changes")
+    group.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="any field of the config"
+    )
+    group.add_argument("--anchors", type=Path, metavar="FILE", help="of YOLO, what tools/kmeans_anchors.py wrote")
+    group.add_argument("--data-service", metavar="ADDRESS",
+                       help="batches come from a service, see tools/data_service.py: grpc://host:port")  # fmt: skip
+    group.add_argument("--skip-bad-records", action="store_true", default=None,
+                       help="try all records first, and train without those that cannot be read")  # fmt: skip
+
+
+def _add_update(group):
     group.add_argument("--accumulate", type=int, metavar="K",
                        help="take a batch in K parts, one after the other, where memory holds no more")  # fmt: skip
     group.add_argument("--ema-decay", type=float, metavar="D",
                        help="evaluate and save a moving average of the weights, e.g. 0.999")  # fmt: skip
     group.add_argument("--on-nan", choices=("stop", "skip"),
                        help="a loss that is not finite ends the run, or its update is left out")  # fmt: skip
-    group.add_argument("--seed", type=int, help="of the first weights, the order of the images and their changes")
-    group.add_argument(
-        "--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="any field of the config"
-    )
-    group.add_argument("--anchors", type=Path, metavar="FILE", help="of YOLO, what tools/kmeans_anchors.py wrote")
-    weights_options.add_options(parser)
-    group.add_argument("--data-service", metavar="ADDRESS",
-                       help="batches come from a service, see tools/data_service.py: grpc://host:port")  # fmt: skip
-    group.add_argument("--skip-bad-records", action="store_true", default=None,
-                       help="try all records first, and train without those that cannot be read")  # fmt: skip
 
-    group = parser.add_argument_group("the run")
+
+def _add_run(group):
     group.add_argument(
         "--resume", action="store_true", help="go on from the newest checkpoint in --run, if there is one"
     )
@@ -128,7 +145,6 @@ def parse_arguments(arguments=None):
         "--eval-every", type=int, default=1, metavar="N",
         help="epochs between mAP on the val split, 0: at the end only (default: %(default)s)",
     )  # fmt: skip
-    return parser.parse_args(arguments)
 
 
 def fill_in(options):

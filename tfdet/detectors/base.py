@@ -21,6 +21,9 @@ class Detector(Protocol):
     def build_model(self) -> keras.Model:
         """A model from uint8 images [B, H, W, 3] to the dict of predictions."""
 
+    def require_possible(self):
+        """Raises ConfigError where this detector cannot be trained on this machine; asked before training starts."""
+
     def encode(self, boxes, labels) -> dict:
         """Training targets; static shapes, pure TensorFlow ops, compiles under XLA.
 

@@ -8,6 +8,8 @@ import tensorflow as tf
 from tfdet import addons, schema
 from tfdet.config import ConfigError
 
+FROM_ADDONS = {"detector.class_loss=sigmoid_focal": "sigmoid_focal_crossentropy"}
+
 
 def smooth_l1(difference):
     """0.5 x^2 where |x| < 1, else |x| - 0.5 (Fast R-CNN, eq. 3).
@@ -102,7 +104,7 @@ def focal_loss(target_boxes, target_labels, box_deltas, class_logits, *, alpha=1
     Raises:
         ConfigError: tensorflow-addons, whose loss it is, is not installed.
     """
-    focal = _sigmoid_focal()
+    focal = sigmoid_focal()
     positive = target_labels >= 0
     logits = tf.cast(class_logits, tf.float32)[..., 1:]
     wanted = tf.one_hot(target_labels, logits.shape[-1])  # zeros for negative labels
@@ -121,7 +123,12 @@ def _box_loss(positive, target_boxes, box_deltas):
     return tf.reduce_sum(smooth_l1(tf.where(positive[..., None], difference, 0.0)), [1, 2])
 
 
-def _sigmoid_focal():
+def sigmoid_focal():
+    """tensorflow-addons' function of wanted and predicted, float [..., C] -> float [...].
+
+    Raises:
+        ConfigError: the package is not installed.
+    """
     try:
         return addons.get("losses.sigmoid_focal_crossentropy")
     except ImportError as error:

@@ -46,6 +46,11 @@ class Ssd:
         build = {"vgg16": ssd_vgg.build, "mobilenetv2": mobilenet.build}[self.config.backbone]
         return build(self.config, self.num_classes, _find_layout(self.config, len(self.anchors)))
 
+    def require_possible(self):
+        """Raises ConfigError where the loss is tensorflow-addons', which are missing."""
+        if self.config.class_loss == "sigmoid_focal":
+            losses.sigmoid_focal()
+
     # --- encode -----------------------------------------------------------------------------
 
     def encode(self, boxes, labels) -> dict:

@@ -37,6 +37,9 @@ class Yolo:
 
         return darknet.build(self.config, self.num_classes)
 
+    def require_possible(self):
+        """YOLO is trained wherever TensorFlow runs."""
+
     # --- encode -----------------------------------------------------------------------------
 
     def encode(self, boxes, labels) -> dict:

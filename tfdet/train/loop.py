@@ -66,7 +66,7 @@ def fit(
     if steps_per_epoch < 1:
         raise configs.ConfigError(f"{steps_per_epoch} steps an epoch leave nothing to train")
     require_even_split(config.train.batch_size, strategy, config.train.accumulate)
-    require_possible(config, strategy)
+    require_possible(detector, config.train, strategy)
     stages.require_possible(config.train, validation, optimizer)
     measures = Validation(model, detector, validation, config.train.batch_size, evaluate, evaluate_every), pictures
     before = None

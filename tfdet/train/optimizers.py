@@ -18,7 +18,6 @@ FROM_ADDONS = {
     "train.averaging=moving_average": "MovingAverage",
     "train.averaging=swa": "SWA",
     "train.slow_layers=[...]": "MultiOptimizer",
-    "detector.class_loss=sigmoid_focal": "sigmoid_focal_crossentropy",
 }
 
 

@@ -6,7 +6,6 @@ import fnmatch
 
 import tensorflow as tf
 
-from tfdet import addons
 from tfdet.compat import keras
 from tfdet.config import ConfigError
 
@@ -64,22 +63,17 @@ def find_layers(model, patterns, field) -> list:
     return list(found.values())
 
 
-def require_possible(config, strategy):
-    """Raises ConfigError where the parts of a Config exclude each other on this many replicas, or its loss needs
-    tensorflow-addons, which are missing."""
-    train = config.train
-    talking = train.sync_batch_norm and strategy.num_replicas_in_sync > 1
-    for field, used in (("accumulate", train.accumulate > 1), ("xla", train.xla)):
+def require_possible(detector, config, strategy):
+    """Raises ConfigError where the parts of a TrainConfig exclude each other on this many replicas, or the detector
+    cannot be trained here."""
+    talking = config.sync_batch_norm and strategy.num_replicas_in_sync > 1
+    for field, used in (("accumulate", config.accumulate > 1), ("xla", config.xla)):
         if talking and used:
             raise ConfigError(
                 f"train.{field} keeps replicas from talking to each other inside the forward pass, which "
                 "train.sync_batch_norm needs; leave out one of them"
             )
-    if getattr(config.detector, "class_loss", None) == "sigmoid_focal":  # now, not at the first step
-        try:
-            addons.get("losses.sigmoid_focal_crossentropy")
-        except ImportError as error:
-            raise ConfigError(f"detector.class_loss=sigmoid_focal needs {error}") from error
+    detector.require_possible()  # now, not at the first step
 
 
 def synchronise_batch_norm(model):
