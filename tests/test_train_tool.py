@@ -177,20 +177,7 @@ def test_with_skip_bad_records_training_goes_on(tool, only_train, tmp_path, caps
 
 
 def test_options_of_every_group():
-    words = [
-        "--data",
-        "d",
-        "--gpus",
-        "0",
-        "--epochs",
-        "3",
-        "--on-nan",
-        "skip",
-        "--weights",
-        "w.h5",
-        "--eval-every",
-        "2",
-    ]
+    words = ["--data=d", "--gpus=0", "--epochs=3", "--on-nan=skip", "--weights=w.h5", "--eval-every=2"]
     options = train_options.parse_arguments(words)
     given = (options.data, options.gpus, options.epochs, options.on_nan, options.weights, options.eval_every)
     assert given == (Path("d"), 0, 3, "skip", "w.h5", 2)
