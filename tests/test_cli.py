@@ -141,7 +141,7 @@ def script(tmp_path_factory):
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
 @pytest.mark.parametrize(
     "words, found",
-    [("tr", "train"), ("train --pres", "--preset"), ("train --preset yolov3_t", "yolov3_tiny"),
+    [("tr", "train"), ("train --pres", "--preset"), ("train --preset yolov3_4", "yolov3_416"),
      ("export --format tf", "tflite"), ("--completion z", "zsh"), ("predict photo", ""), ("nothing --x", "")],
 )  # fmt: skip
 def test_bash_completes(script, words, found):

@@ -254,12 +254,12 @@ def is_running(pid):
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads /proc to watch the worker processes")
 @pytest.mark.parametrize("how, code", [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
 def test_killed_while_writing(data, tmp_path, how, code):
-    out = tmp_path / "out"
-    (data / "train.txt").write_text("\n".join(f"{data}/many/{i}.jpg 1,1,9,9,0" for i in range(400)))
+    out, count = tmp_path / "out", 3000  # half a minute's work, of which little is done
+    (data / "train.txt").write_text("\n".join(f"{data}/many/{i}.jpg 1,1,9,9,0" for i in range(count)))
     (data / "many").mkdir()
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (600, 800, 3), np.uint8)).save(data / "many" / "0.jpg")
-    for i in range(1, 400):
+    for i in range(1, count):
         os.link(data / "many" / "0.jpg", data / "many" / f"{i}.jpg")
     command = [sys.executable, TOOL, data / "train.txt", "--classes", data / "classes.txt", "--out", out]
     command += ["--shards", "20", "--workers", "2"]
