@@ -559,6 +559,19 @@ def one_entry(name):
 
 
 @pytest.mark.parametrize(
+    "image_ids, files",
+    [
+        (("a.jpg", "sub/b.png"), ["a.xml", "b.xml"]),
+        (("x/a.jpg", "y/A.jpg", "c.jpg"), ["000001.xml", "000002.xml", "000003.xml"]),
+    ],
+)
+def test_voc_files_are_called_as_their_images(tmp_path, image_ids, files):
+    entries = [entry for name in image_ids for entry in one_entry(name)]
+    formats.save(tmp_path / "voc", "voc", NAMES, entries)
+    assert sorted(path.name for path in (tmp_path / "voc").iterdir()) == files
+
+
+@pytest.mark.parametrize(
     "file_format, entries, names, text",
     [
         ("lines", one_entry("a.jpg b"), NAMES, "cannot be told from the boxes"),

@@ -141,10 +141,13 @@ def test_options_for_images(run, data, tmp_path):
 
 
 def test_output_goes_to_tfrecords_by_default(tool, run, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(tool, "TFRECORDS", tmp_path / "tfrecords")
-    _, summary, _, _ = run(data / "train.txt", "--classes", data / "classes.txt")
-    assert (summary["name"], summary["out"]) == ("data", str(tmp_path / "tfrecords" / "data"))
+    monkeypatch.chdir(tmp_path)
+    _, summary, out, _ = run(data / "train.txt", "--classes", data / "classes.txt")
+    assert (summary["name"], summary["out"]) == ("data", "tfrecords/data")
     assert len(list((tmp_path / "tfrecords" / "data").glob("data-train-*.index.npy"))) == 1
+    assert "replaced" not in out
+    _, _, out, _ = run(data / "train.txt", "--classes", data / "classes.txt")
+    assert "replaced: 9 images of train, 1 images of val" in out
 
 
 # --- how it ends --------------------------------------------------------------------------------

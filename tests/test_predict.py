@@ -273,7 +273,7 @@ def test_predictions_become_annotations(tool, run, folder, tmp_path, capsys, kin
     arguments = [str(folder), "--run", str(run), "--out", str(out), "--min-score", "0.0001", "--no-pictures"]
     assert tool.main([*arguments, "--format", kind, "json", "coco"]) == 0
     printed = capsys.readouterr().out
-    assert f"python tools/make_tfrecords.py {out / name} --images {folder} --classes {out / 'classes.txt'}" in printed
+    assert f"tfdet convert {out / name} --images {folder} --classes {out / 'classes.txt'}" in printed
     written = json.loads((out / "detections.json").read_text())["images"]
     assert sum(len(entry["detections"]) for entry in written) > 10
     source = formats.read(out / name, images=folder, class_names=formats.read_class_names(out / "classes.txt"))
@@ -330,5 +330,9 @@ def test_two_lines_are_enough(run, folder):
     found = detector.predict([folder / "a.jpg", folder / "b.png", folder / "c.jpg"], min_score=0.0001)
     assert [len(item.scores) for item in found] == [2, 2, 2]
     assert detector.config.detector.nms.method == "matrix"
+    (alone,) = detector.predict(str(folder / "a.jpg"), min_score=0.0001)  # not letter by letter
+    assert alone.path == found[0].path
+    with pytest.raises(TypeError, match="given by their paths, not as ndarray"):
+        detector.predict([np.zeros((9, 9, 3), np.uint8)])
     limits = tfdet.load(run, nms={"method": "soft", "kernel": "linear", "sigma": 0.4}).config.detector.nms
     assert (limits.method, limits.kernel, limits.sigma) == ("soft", "linear", 0.4)

@@ -37,7 +37,7 @@ PUBLIC = {
     "tfdet.data.formats.results": "coco_box coco_image_ids coco_results whole_pixels",
     "tfdet.data.images": "EncodedImage ImageError ImageOptions STORES displayed_size read_header read_image "
     "read_thumbnail",
-    "tfdet.data.inputs": "Photo find_images",
+    "tfdet.data.inputs": "Photo find_images listed",
     "tfdet.data.manifest": "check_shard files_of load_index read_index read_manifest",
     "tfdet.data.pipeline": "box_dataset eval_dataset image_dataset ladder steps_per_epoch train_dataset",
     "tfdet.data.reading": "all_records map_in_graph map_rows read_by_number read_in_order read_sequentially "

@@ -18,7 +18,7 @@ from tfdet.data.annotations import Annotation
 from tfdet.data.errors import ImageError
 from tfdet.data.formats.results import whole_pixels
 from tfdet.data.images import read_image
-from tfdet.data.inputs import Photo, find_images
+from tfdet.data.inputs import Photo, find_images, listed
 from tfdet.data.pipeline import image_dataset
 from tfdet.detectors import postprocess, runs
 from tfdet.detectors.ssd import detection_rows
@@ -116,13 +116,13 @@ class Predictor:
         """Detections whose score exceeds `min_score` in each of the images that `inputs` stand for.
 
         Args:
-            inputs: files, folders, patterns, record files, see `find_images`.
+            inputs: paths of files, folders, patterns, record files, see `find_images`; or a single one.
             classes: names of the classes to look for; None: all.
         Raises:
             ImageError: an input that stands for nothing, or an image that cannot be read; `stream` goes on behind it.
             ConfigError: a class that the run does not have.
         """
-        photos = [photo for item in inputs for photo in find_images([item])]
+        photos = [photo for item in listed(inputs) for photo in find_images(item)]
         return list(self.stream(photos, min_score, classes=classes))
 
     def stream(self, photos, min_score: float = 0.6, skip=None, classes=None, keep_images: bool = False):

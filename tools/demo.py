@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tfdet import quiet
+from tfdet import configs, quiet
 from tfdet.data import synthetic
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -110,7 +110,7 @@ def demo(options) -> dict:
         "--only", "pipeline", "--passes", 3,
     )  # fmt: skip
     trained = out / "run"
-    run(
+    training = run(
         "tools/train.py", "--data", records, "--preset", "demo", "--run", trained,
         "--max-minutes", options.minutes, "--eval-every", 0,
     )  # fmt: skip
@@ -119,6 +119,9 @@ def demo(options) -> dict:
     held_out = copy_held_out(annotations, out / "held-out")
     run("tools/predict.py", held_out, "--run", trained, "--out", pictures, "--min-score", 0.4)
     print(f"\nlook at the boxes it found: {pictures}")
+    planned = configs.load("demo").train.epochs
+    if training["epochs"] < planned:
+        print(f"only {training['epochs']} of {planned} epochs fitted: better boxes take longer, see --minutes")
     return {
         "images_per_second": speed["images_per_second"],
         "share_of_decode_only": speed["share_of_decode_only"],

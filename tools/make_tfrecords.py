@@ -19,6 +19,7 @@ from tfdet.data.doctor import without_same_content, without_shared
 from tfdet.data.errors import DataError
 from tfdet.data.formats import FORMATS, WRITABLE
 from tfdet.data.images import STORES, ImageOptions
+from tfdet.data.manifest import read_manifest
 from tfdet.data.rewrite import rewrite
 from tfdet.data.storage import compare_storage, describe
 from tools.check_options import HELP, add_check_options, make_checks
@@ -33,9 +34,7 @@ from tools.writing_options import (
     verify_records,
 )
 
-_ROOT = Path(__file__).resolve().parents[1]
-# an installed package has no such folder beside it; the working folder gets one
-TFRECORDS = _ROOT / "tfrecords" if (_ROOT / "setup.py").exists() else Path("tfrecords")
+TFRECORDS = Path("tfrecords")
 DEFAULT_SPLIT = {"pickle": ("sorted", 0.2)}  # by the format; ("shuffled", 0.1) for the others
 
 EPILOG = (
@@ -152,6 +151,14 @@ def output_place(options):
     return options.out or TFRECORDS / name, name
 
 
+def images_there(directory) -> dict:
+    """Images by split in the records that a folder holds; none where there are no readable ones."""
+    try:
+        return {split: entry["num_images"] for split, entry in read_manifest(directory)["splits"].items()}
+    except (DataError, KeyError, TypeError, AttributeError):
+        return {}
+
+
 def summarise(report, directory, name, seconds, checks) -> dict:
     """What the last line of output says."""
     splits = report.manifest["splits"] if report.manifest else {}
@@ -213,6 +220,7 @@ def main(arguments=None) -> int:
         if options.to:
             return rewrite_annotations(options, checks)
         splits, problems, class_names = read_splits(options, checks)
+        replaced = {} if options.append or options.resume else images_there(directory)
         bar, progress = make_progress()
         with bar:
             report = convert(
@@ -228,6 +236,8 @@ def main(arguments=None) -> int:
         return 130
     summary = summarise(report, directory, name, time.perf_counter() - start, checks)
     print_report(report, summary, checks)
+    if replaced and summary["written"]:
+        print(f"replaced: {', '.join(f'{count} images of {split}' for split, count in replaced.items())}")
     if report.manifest and (options.store == "raw" or options.max_side):
         summary["storage"] = compare_storage(splits, directory, report.manifest)
         print(describe(summary["storage"], options.store))

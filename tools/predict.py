@@ -245,8 +245,8 @@ def write_annotations(found, pictures, class_names, options):
         names = paths if kind == "lines" else [path.relative_to(root).as_posix() for path in paths]
         entries = [(p.to_annotation(path, name), p.size) for p, path, name in zip(found, paths, names)]
         formats.save(out / OUTPUTS[kind], kind, class_names, entries)
-        command = ["python", "tools/make_tfrecords.py", str(out / OUTPUTS[kind]), "--images", str(root), "--classes"]
-        print(f"to make records of them: {shlex.join([*command, str(out / CLASSES)])}")
+        command = ["tfdet", "convert", out / OUTPUTS[kind], "--images", root, "--classes", out / CLASSES]
+        print(f"to make records of them: {shlex.join(map(str, command))} --out tfrecords/NAME")
 
 
 def main(arguments=None) -> int:
@@ -262,7 +262,8 @@ def main(arguments=None) -> int:
     except KeyboardInterrupt:
         print("predict: interrupted", file=sys.stderr)
         return 130
-    print(f"{summary['detections']} detections in {summary['images']} images: {summary['out']}")
+    over = f"with scores over {options.min_score:g} (--min-score)"
+    print(f"{summary['detections']} detections {over} in {summary['images']} images: {summary['out']}")
     print(json.dumps(summary))
     return 0
 

@@ -136,7 +136,7 @@ def main(arguments=None) -> int:
     options = parse_arguments(arguments)
     given = " ".join(f"--{name} {getattr(options, name)}" for name in ("preset", "recipe") if getattr(options, name))
     if options.resume and given:
-        print(f"train: --resume takes the settings of the run; {given} counts only if there are none", file=sys.stderr)
+        print(f"train: --resume takes the settings of the run, if there is one, not those of {given}", file=sys.stderr)
     if options.freeze_body is not None and not options.recipe:
         print("train: --freeze-body says something about --recipe yolo", file=sys.stderr)
         return 2

@@ -1,10 +1,11 @@
 """The images that a user names: files, folders, patterns, and those inside of TFRecord files."""
 
+import os
 import re
 from typing import NamedTuple
 
 from tfdet.data import files
-from tfdet.data.address import as_path, forget
+from tfdet.data.address import Address, as_path, forget
 from tfdet.data.annotations import Problem
 from tfdet.data.errors import ImageError
 from tfdet.data.formats import recorded
@@ -28,18 +29,29 @@ def find_images(inputs, skip=None) -> list[Photo]:
     - All three may be addresses that TensorFlow's file systems know, such as gs://bucket/photos.
 
     Args:
+        inputs: paths, or a single one.
         skip: called with the ImageError of each record that is damaged or holds no image; None: raise.
     Raises:
+        TypeError: an input is no path.
         ImageError: an input that stands for nothing.
         AnnotationError: a TFRecord file that cannot be read at all.
     """
     forget()
     try:
-        found = dict.fromkeys(file for text in inputs for file in _files(str(text)))
+        found = dict.fromkeys(file for text in listed(inputs) for file in _files(str(text)))
         return [photo for file in found for photo in _photos(file, skip)]
     except OSError as error:
         reason = f"cannot be read ({error.strerror})"
         raise ImageError(error.filename, reason, "check the path", "unreadable_image") from error
+
+
+def listed(inputs) -> list:
+    """Paths as a list; a single one, which Python would take letter by letter, as a list of one."""
+    inputs = [inputs] if isinstance(inputs, str | os.PathLike | Address) else list(inputs)
+    for item in inputs:
+        if not isinstance(item, str | os.PathLike | Address):
+            raise TypeError(f"images are given by their paths, not as {type(item).__name__}")
+    return inputs
 
 
 def _files(text) -> list:

@@ -84,6 +84,10 @@ def fit(
             if config.train.stages:
                 part.say(stages.describe(model, train, number))
             part.run([*callbacks, *stages.callbacks(train, folder.path)])
+            if pace.is_late:
+                part.say(
+                    f"the {train.max_minutes:g} minutes given are over: ended after step {part.summary()['steps']}"
+                )
         part.save_weights()
         before = folder
         if pace.is_late:

@@ -4,6 +4,7 @@ Described at http://host.robots.ox.ac.uk/pascal/VOC.
 """
 
 import xml.etree.ElementTree as ElementTree
+from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from tfdet.data import files
@@ -99,8 +100,12 @@ def _voc_row(name, texts, difficult, labels) -> tuple:
 
 
 def write(path, class_names, entries):
-    """See `formats.save`; one XML file an image, numbered, since image names may hold folders."""
-    for number, (annotation, size) in enumerate(entries, 1):
+    """See `formats.save`; one XML file an image, called as it, or numbered where images in folders share a name."""
+    entries = list(entries)
+    names = [PurePosixPath(annotation.image_id).stem for annotation, _ in entries]
+    if len({name.lower() for name in names}) < len(names):
+        names = [f"{number:06d}" for number in range(1, len(names) + 1)]
+    for name, (annotation, size) in zip(names, entries):
         root = ElementTree.Element("annotation")
         ElementTree.SubElement(root, "filename").text = annotation.image_id
         _add(root, "size", height=size[0], width=size[1], depth=3)
@@ -109,7 +114,8 @@ def write(path, class_names, entries):
             ElementTree.SubElement(item, "name").text = class_names[label]
             ElementTree.SubElement(item, "difficult").text = str(int(difficult))
             _add(item, "bndbox", **dict(zip(_SIDES, map(shortest, box * (size[::-1] * 2)))))
-        ElementTree.ElementTree(root).write(path / f"{number:06d}.xml", encoding="utf-8")
+        ElementTree.indent(root)
+        ElementTree.ElementTree(root).write(path / f"{name}.xml", encoding="utf-8")
 
 
 def _add(parent, name, **values):
