@@ -266,7 +266,11 @@ def test_killed_while_writing(data, tmp_path, how, code):
         os.link(data / "many" / "0.jpg", data / "many" / f"{i}.jpg")
     command = [sys.executable, TOOL, data / "train.txt", "--classes", data / "classes.txt", "--out", out]
     command += ["--shards", "20", "--workers", "2"]
-    process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    # a shell that starts the tests in the background has told its children to ignore Ctrl-C
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    process = subprocess.Popen(
+        command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=heed
+    )
     while not any(path.stat().st_size for path in (out / ".partial").glob("*")):
         assert process.poll() is None
         time.sleep(0.01)
