@@ -159,7 +159,7 @@ def resize(root):
     with Image.open(root / IMAGE) as picture:
         picture = picture.resize((picture.width * 2, picture.height * 2))
     picture.save(root / IMAGE)
-    return "voc/000004.xml"
+    return "voc/3.xml"
 
 
 def turn(root):
@@ -225,11 +225,11 @@ def xml(old, new):
     """Damage of the XML of 3.jpg; `old` is a regular expression."""
 
     def do(root):
-        path = root / "voc" / "000004.xml"
+        path = root / "voc" / "3.xml"
         text, count = re.subn(old, new, path.read_text(), count=1)
         assert count
         path.write_text(text)
-        return "voc/000004.xml"
+        return "voc/3.xml"
 
     return do
 
