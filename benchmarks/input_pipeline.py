@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 import tempfile
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,13 +45,15 @@ AUGMENTS = {
 
 SLOW = {"rykov8": 8, "keras_yolo3": 16, "naive_tf_data": 2}  # gets this many times fewer images a pass
 OTHERS = (*BASELINES, "data_service")
-ROWS = ("pipeline", "read", "parse", "plan", "decode_crop", "resize", "batch", "batch_stage", "prefetch")
+STAGES = ("read", "parse", "plan", "resize", "batch", "batch_stage", "prefetch")  # each holds those before it
+ROWS = ("pipeline", *STAGES, "decode_crop", "batch_stage_alone")
 
 EPILOG = """
 Without --data a set of photo-like 640-pixel JPEGs is drawn once and kept in benchmarks/data/.
 decode_only is a parallel map of tf.io.decode_jpeg over the same records, whole images, in file order. The other rows
-are the training pipeline cut off after that stage; `prefetch` is all of it. core-ms is CPU time of all threads an
-image. The passes of all rows are taken in turn, so that a machine whose speed drifts treats all rows alike.
+are the training pipeline cut off after that stage; `prefetch` is all of it, and `batch_stage_alone` is the batch stage
+with a few batches that are held. core-ms is CPU time of all threads an image. The passes of all rows are taken in turn,
+so that a machine whose speed drifts treats all rows alike.
 
 --compare adds what else could feed the training, see benchmarks/baselines.py: rykov8 and keras_yolo3, the generators
 of these projects as they are, one process; naive_tf_data; and, where installed, dali_cpu and pytorch_opencv with two
@@ -69,6 +72,7 @@ def parse_arguments(arguments=None):
     )
     parser.add_argument("--split", default="train", help="(default: %(default)s)")
     parser.add_argument("--images", type=int, default=512, metavar="N", help="images a pass (default: %(default)s)")
+    parser.add_argument("--boxes", type=int, metavar="N", help="boxes an image of the drawn set (default: 1 to 8)")
     parser.add_argument("--passes", type=int, default=5, metavar="N", help="counted passes (default: %(default)s)")
     parser.add_argument("--preset", choices=configs.PRESETS, default="ssd300_vgg16", help="(default: %(default)s)")
     parser.add_argument(
@@ -102,19 +106,34 @@ def parse_arguments(arguments=None):
     return parser.parse_args(arguments)
 
 
-def benchmark_data(number) -> Path:
-    """The drawn set, made where it is missing; a set that was cut short is never taken."""
+def benchmark_data(number, boxes=None) -> Path:
+    """The drawn set, made where it is missing; a set that was cut short is never taken.
+
+    Args:
+        number: of images; boxes: how many each has, anywhere; None: those that were drawn, 1 to 8.
+    """
     here = Path(__file__).resolve().parent
     # an installed package keeps nothing beside itself
     data = here / "data" if (here.parent / "setup.py").exists() else Path.home() / ".cache" / "tfdet"
-    folder = data / f"photos_{number}"
+    folder = data / (f"photos_{number}" if boxes is None else f"photos_{number}_boxes_{boxes}")
     if not (folder / "manifest.json").exists():
         print(f"drawing {number} photo-like images into {folder} ...", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory() as drawn:
-            synthetic.make_photos(drawn, number)
+            photos = synthetic.make_photos(drawn, number)
+            if boxes is not None:
+                synthetic.write_both(drawn, [crowd(photo, boxes) for photo in photos], synthetic.PHOTO_CLASSES)
             source = formats.read(Path(drawn) / "lines.txt", images=drawn, class_names=synthetic.PHOTO_CLASSES)
             convert({"train": source.listings}, folder, "photos", synthetic.PHOTO_CLASSES)
     return folder
+
+
+def crowd(annotation, number):
+    """The annotation with `number` other boxes, 5 to 20 % of the image long and high."""
+    rng = np.random.default_rng(zlib.crc32(annotation.image_id.encode()))
+    low = rng.uniform(0.0, 0.8, (number, 2))
+    boxes = np.concatenate([low, low + rng.uniform(0.05, 0.2, (number, 2))], 1)
+    labels = rng.integers(len(synthetic.PHOTO_CLASSES), size=number, dtype=np.int32)
+    return replace(annotation, boxes=boxes.astype(np.float32), labels=labels, difficult=np.zeros(number, bool))
 
 
 def make_config(options, class_names):
@@ -167,7 +186,7 @@ def measure_ladder(record_set, config, images, passes, only=None, baselines=None
 
 def bottleneck(rates) -> str:
     """One sentence: the stage that adds most CPU time to the one before it."""
-    names = [name for name in ROWS if name in rates and name not in ("decode_crop", "pipeline")]
+    names = [name for name in STAGES if name in rates]
     costs = {name: rates[name].median_core_ms for name in names}
     added = {after: costs[after] - costs[before] for before, after in zip([None, *names], names) if before}
     added["read"] = costs.get("read", 0.0)
@@ -240,7 +259,7 @@ def summarise(rates, options, record_set, config) -> dict:
 def main(arguments=None) -> int:
     options = parse_arguments(arguments)
     try:
-        record_set = open_split(options.data or benchmark_data(options.images), options.split)
+        record_set = open_split(options.data or benchmark_data(options.images, options.boxes), options.split)
         config = make_config(options, record_set.class_names)
         baselines = {}
         if options.compare is not None:

@@ -167,6 +167,7 @@ def ladder(record_set: RecordSet, config: Config, encode=None) -> dict:
     Returns:
         name -> (data set, images an element holds), in the order of the stages. "decode_only" is what all is measured
         against: every record read in file order, and its whole image decoded by `tf.io.decode_jpeg` in parallel.
+        "batch_stage_alone" gives the batch stage a few batches that are held, over and over.
     """
     parallel = config.data.num_parallel_calls or tf.data.AUTOTUNE
     rows, options = config.train.batch_size, _options(config.data)
@@ -179,6 +180,8 @@ def ladder(record_set: RecordSet, config: Config, encode=None) -> dict:
         if name == "decode" and stages.store == "jpeg":
             crops = map_in_graph(data.unbatch(), stages.decode_only_crop, parallel)
             steps["decode_crop"] = (crops, 1)
+        if name == "batch_stage":
+            steps["batch_stage_alone"] = (chain[name](data.take(4).cache().repeat()), rows)
         data = chain[name](data)
         steps["resize" if name == "decode" else name] = (data, 1 if name == "decode" else rows)
     return {name: (data.with_options(options), count) for name, (data, count) in steps.items()}
