@@ -1,7 +1,6 @@
 """What clipping once changes: rykov8/ssd_keras clips to [0, 255] after every change of colour, tfdet after the last."""
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from tfdet import quiet
 quiet.import_tensorflow()
 
 import numpy as np
+import report
 import tensorflow as tf
 from PIL import Image
 
@@ -82,6 +82,7 @@ def figures(difference) -> dict:
     }
 
 
+@quiet.program(DataError)
 def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -89,17 +90,11 @@ def main(arguments=None) -> int:
     parser.add_argument("--photos", type=Path, required=True, metavar="DIR", help="a folder of photos")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     options = parser.parse_args(arguments)
-    try:
-        paths = [photo.path for photo in inputs.find_images([options.photos])]
-    except DataError as error:
-        print(f"colour_clipping: {error}", file=sys.stderr)
-        return 2
+    paths = [photo.path for photo in inputs.find_images([options.photos])]
     summary = {"photos": len(paths), **compare(paths)}
     for name, row in summary.items():
         print(name, row)
-    if options.json:
-        options.json.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(summary))
+    report.publish(summary, options.json)
     return 0
 
 

@@ -1,9 +1,7 @@
 """How fast image files become records, and how much memory that takes, beside decoding alone in the same run."""
 
 import argparse
-import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -16,13 +14,13 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported
 
 import numpy as np
-import PIL
+import report
 from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from tfdet import timing
+from tfdet import quiet, timing
 from tfdet.data import formats, synthetic
 from tfdet.data.convert import convert
 from tfdet.data.errors import DataError
@@ -190,32 +188,24 @@ def summarise(rates, peak, options) -> dict:
         **{name: rate.to_dict() for name, rate in rates.items()},
         "of_decode_only": {name: round(rates[name].median / base, 3) for name in ROWS},
         "memory": {"images": options.memory_images, "peak_mb_of_all_processes": peak and round(peak)},
-        "machine": {"cores": os.cpu_count(), "processor": platform.processor() or platform.machine()},
-        "versions": {"python": platform.python_version(), "numpy": np.__version__, "pillow": PIL.__version__},
         "config": {key: getattr(options, key) for key in ("images", "photos", "passes", "workers")},
     }
 
 
+@quiet.program(DataError)
 def main(arguments=None) -> int:
     options = parse_arguments(arguments)
     peak, data = None, Path(__file__).parent / "data"
     data.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=data) as folder:  # beside the photos, so that links can be made
-        try:
-            rates = measure(photo_files(options.photos), options, Path(folder) / "speed")
-            if options.memory_images:
-                peak = peak_memory_mb(Path(folder), options.memory_images, options.workers)
-        except DataError as error:
-            print(f"conversion: {error}", file=sys.stderr)
-            return 2
+        rates = measure(photo_files(options.photos), options, Path(folder) / "speed")
+        if options.memory_images:
+            peak = peak_memory_mb(Path(folder), options.memory_images, options.workers)
     show(rates)
     if peak:
         print(f"peak memory of all processes, {options.memory_images:,} images: {peak:,.0f} MB", file=sys.stderr)
     summary = summarise(rates, peak, options)
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(summary))
+    report.publish(summary, options.json)
     return 0
 
 

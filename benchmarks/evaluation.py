@@ -2,9 +2,7 @@
 
 import argparse
 import itertools
-import json
 import os
-import platform
 import sys
 import tempfile
 import time
@@ -19,6 +17,7 @@ from tfdet import quiet
 quiet.import_tensorflow()
 
 import numpy as np
+import report
 import tensorflow as tf
 from rich.console import Console
 from rich.progress import Progress
@@ -172,29 +171,19 @@ def show_prediction(result, options):
     Console(file=sys.stderr, width=100).print(table)
 
 
+@quiet.program(ConfigError)
 def main(arguments=None) -> int:
     options = parse_arguments(arguments)
     results = {}
-    try:
-        if "figures" in options.only:
-            results["figures"] = measure_figures(options)
-            show_figures(results["figures"], options)
-        if "prediction" in options.only:
-            results["prediction"] = measure_prediction(options)
-            show_prediction(results["prediction"], options)
-    except ConfigError as error:
-        print(f"evaluation: {error}", file=sys.stderr)
-        return 2
-    results["machine"] = {"cores": os.cpu_count(), "processor": platform.processor() or platform.machine()}
-    results["versions"] = {
-        "python": platform.python_version(), "tensorflow": tf.__version__, "numpy": np.__version__,
-        "faster_coco_eval": getattr(faster_coco_eval, "__version__", None),
-    }  # fmt: skip
+    if "figures" in options.only:
+        results["figures"] = measure_figures(options)
+        show_figures(results["figures"], options)
+    if "prediction" in options.only:
+        results["prediction"] = measure_prediction(options)
+        show_prediction(results["prediction"], options)
     names = ("images", "detections", "classes", "preset", "photos", "batch_size", "passes")
     results["config"] = {name: getattr(options, name) for name in names}
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(results))
+    report.publish(results, options.json)
     return 0
 
 

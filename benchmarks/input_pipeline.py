@@ -1,9 +1,7 @@
 """How fast the input pipeline is, stage by stage, beside decoding alone in the same run."""
 
 import argparse
-import json
 import os
-import platform
 import sys
 import tempfile
 import zlib
@@ -18,8 +16,7 @@ from tfdet import quiet
 quiet.import_tensorflow()
 
 import numpy as np
-import PIL
-import tensorflow as tf
+import report
 from baselines import BASELINES, missing
 from rich.console import Console
 from rich.progress import Progress
@@ -242,11 +239,6 @@ def summarise(rates, options, record_set, config) -> dict:
             for name, rate in rates.items() if name in OTHERS
         },
         "peak_rss_mb": round(timing.peak_rss_mb()),
-        "machine": {"cores": os.cpu_count(), "processor": platform.processor() or platform.machine()},
-        "versions": {
-            "python": platform.python_version(), "tensorflow": tf.__version__, "numpy": np.__version__,
-            "pillow": PIL.__version__,
-        },
         "config": {
             "images": options.images, "passes": options.passes, "preset": options.preset, "augment": options.augment,
             "batch_size": options.batch_size, "threads": options.threads, "ram_budget_mb": options.ram_budget_mb,
@@ -256,25 +248,22 @@ def summarise(rates, options, record_set, config) -> dict:
     }  # fmt: skip
 
 
+@quiet.program(ConfigError, DataError)
 def main(arguments=None) -> int:
     options = parse_arguments(arguments)
-    try:
-        record_set = open_split(options.data or benchmark_data(options.images, options.boxes), options.split)
-        config = make_config(options, record_set.class_names)
-        baselines = {}
-        if options.compare is not None:
-            baselines = make_baselines(options.compare, record_set, config, options.images)
-        if options.data_service:
-            encode = detectors.build(config.detector, config.num_classes).encode
-            data = service.served_dataset(record_set, config, encode, options.data_service, endless=True)
-            baselines["data_service"] = (data, options.images, options.batch_size)
-        only = options.only and [*options.only, "pipeline"] if baselines else options.only
-        originals = options.originals and open_split(options.originals, options.split)
-        with faults.named(record_set):
-            rates = measure_ladder(record_set, config, options.images, options.passes, only, baselines, originals)
-    except (ConfigError, DataError) as error:
-        print(f"input_pipeline: {error}", file=sys.stderr)
-        return 2
+    record_set = open_split(options.data or benchmark_data(options.images, options.boxes), options.split)
+    config = make_config(options, record_set.class_names)
+    baselines = {}
+    if options.compare is not None:
+        baselines = make_baselines(options.compare, record_set, config, options.images)
+    if options.data_service:
+        encode = detectors.build(config.detector, config.num_classes).encode
+        data = service.served_dataset(record_set, config, encode, options.data_service, endless=True)
+        baselines["data_service"] = (data, options.images, options.batch_size)
+    only = options.only and [*options.only, "pipeline"] if baselines else options.only
+    originals = options.originals and open_split(options.originals, options.split)
+    with faults.named(record_set):
+        rates = measure_ladder(record_set, config, options.images, options.passes, only, baselines, originals)
     show(rates)
     summary = summarise(rates, options, record_set, config)
     if not options.only:
@@ -282,10 +271,7 @@ def main(arguments=None) -> int:
     print(f"peak memory of the process: {summary['peak_rss_mb']:,} MB", file=sys.stderr)
     if options.plot:
         plot(rates, options.plot)
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(summary))
+    report.publish(summary, options.json)
     return 0
 
 

@@ -2,7 +2,6 @@
 
 import argparse
 import io
-import json
 import os
 import sys
 import time
@@ -16,6 +15,7 @@ from tfdet import quiet
 quiet.import_tensorflow()
 
 import numpy as np
+import report
 import tensorflow as tf
 from input_pipeline import benchmark_data
 from PIL import Image
@@ -76,6 +76,7 @@ def figures(files, core_ms) -> dict:
     }
 
 
+@quiet.program(DataError)
 def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -84,24 +85,16 @@ def main(arguments=None) -> int:
     parser.add_argument("--passes", type=int, default=9, metavar="N", help="counted passes (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     options = parser.parse_args(arguments)
-    try:
-        found = inputs.find_images([options.real])
-    except DataError as error:
-        print(f"photo_decoding: {error}", file=sys.stderr)
-        return 2
-    real = [file for photo in found if (file := shrunk(photo.path))]
+    real = [file for photo in inputs.find_images([options.real]) if (file := shrunk(photo.path))]
     if not real:
-        print(f"photo_decoding: {options.real}: no photo is {SIDE} pixels long; choose another folder", file=sys.stderr)
-        return 2
+        raise DataError(options.real, f"no photo is {SIDE} pixels long", "choose another folder")
     summary = measure({"drawn": drawn(len(real)), "real": real}, options.passes)
     for name, row in summary.items():
         print(name, *(f"{key} {value}" for key, value in row.items()))
     for unit in ("", "_per_megapixel", "_per_100_kilobytes"):
         ratio = summary["drawn"][f"core_ms{unit}"] / summary["real"][f"core_ms{unit}"]
         summary[f"drawn_to_real{unit}"] = round(ratio, 3)
-    if options.json:
-        options.json.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(summary))
+    report.publish(summary, options.json)
     return 0
 
 

@@ -1,9 +1,7 @@
 """How fast NMS and target encoding are, beside what else could do the same work in the same run."""
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import sys
 import time
@@ -17,6 +15,7 @@ from tfdet import quiet
 quiet.import_tensorflow()
 
 import numpy as np
+import report
 import tensorflow as tf
 from baselines_targets import ssd_targets, yolo_targets
 from rich.console import Console
@@ -225,14 +224,8 @@ def main(arguments=None) -> int:
         work, title = CASES[name]()
         results[name] = figures(measure(work, options.repeats))
         show(title, results[name])
-    results["machine"] = {"cores": os.cpu_count(), "processor": platform.processor() or platform.machine()}
-    results["versions"] = {
-        "python": platform.python_version(), "tensorflow": tf.__version__, "numpy": np.__version__,
-    }  # fmt: skip
     results["config"] = {"repeats": options.repeats, "batch_size": BATCH, "ratio": "tfdet / baseline"}
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(results))
+    report.publish(results, options.json)
     return 0
 
 

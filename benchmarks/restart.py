@@ -19,6 +19,7 @@ from tfdet import quiet
 quiet.import_tensorflow()
 
 import numpy as np
+import report
 from input_pipeline import benchmark_data
 from rich.console import Console
 from rich.table import Table
@@ -112,10 +113,8 @@ def main(arguments=None) -> int:
             seconds = train_twice(data, options.preset) | first_batches(data, options.preset)
             results[name] = {"images": images, "seconds": seconds}
     show(results)
-    results |= {"preset": options.preset, "cores": os.cpu_count()}
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(results))
+    results["preset"] = options.preset
+    report.publish(results, options.json)
     return 0
 
 

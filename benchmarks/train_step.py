@@ -1,9 +1,7 @@
 """How long a training step takes, with real data and a cached batch, beside Keras' fit and a bare update."""
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import sys
 from dataclasses import replace
@@ -17,6 +15,7 @@ from tfdet import quiet
 
 quiet.import_tensorflow()
 
+import report
 import tensorflow as tf
 from input_pipeline import benchmark_data
 from rich.console import Console
@@ -159,8 +158,6 @@ def run(options) -> dict:
         keras.backend.clear_session()
     return {
         "models": models,
-        "machine": {"cores": os.cpu_count(), "processor": platform.processor() or platform.machine()},
-        "versions": {"python": platform.python_version(), "tensorflow": tf.__version__},
         "config": {
             "batch_size": options.batch_size, "steps": options.steps, "seconds": options.seconds,
             "passes": options.passes, "set": options.set, "images": record_set.num_images,
@@ -168,17 +165,10 @@ def run(options) -> dict:
     }  # fmt: skip
 
 
+@quiet.program(ConfigError, DataError)
 def main(arguments=None) -> int:
     options = parse_arguments(arguments)
-    try:
-        summary = run(options)
-    except (ConfigError, DataError) as error:
-        print(f"train_step: {error}", file=sys.stderr)
-        return 2
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(summary))
+    report.publish(run(options), options.json)
     return 0
 
 

@@ -339,7 +339,10 @@ def test_json_and_splits(run, data, tmp_path):
         (["train.txt", "--on-bad", "maybe"], "--on-bad maybe: 'maybe' is not possible"),
         (["train.txt", "--max-boxes", "-1"], "--max-boxes -1: it is negative"),
         (["train.txt", "--html", "nope/page.html"], "nope/page.html: its folder does not exist"),
-        (["train.txt", "--classes", "classes.txt", "--images", "img", "--html", "img"], "img: writing failed"),
+        (
+            ["train.txt", "--classes", "classes.txt", "--images", "img", "--html", "img"],
+            "img: Is a directory; check",
+        ),
         (["train.txt", "--augment", "sheet.png"], "there is no manifest.json"),
     ],
 )

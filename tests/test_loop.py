@@ -181,7 +181,9 @@ def test_a_finished_run_has_nothing_left_to_train(finished):
 
 def test_a_run_is_not_written_over(finished):
     run, _, _ = finished
-    with pytest.raises(ConfigError, match="already holds a run at step 15; resume it, or choose another folder"):
+    with pytest.raises(
+        ConfigError, match="already holds a run at step 15; go on with --resume, or choose another folder"
+    ):
         fit(run)
 
 

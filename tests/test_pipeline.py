@@ -20,6 +20,8 @@ from tfdet.config import (
 from tfdet.config import SsdConfig as Ssd
 from tfdet.data import formats, pipeline, records
 from tfdet.data.convert import convert
+from tfdet.data.images import ImageOptions
+from tfdet.data.reading import all_records, hold
 from tfdet.data.stages import buckets
 
 NUMBER, BATCH = 20, 8
@@ -164,11 +166,24 @@ class TestRepeatability:
         with pytest.raises(ConfigError, match="shard"):
             pipeline.train_dataset(record_set, make_config(), shard=shard)
 
-    def test_records_held_in_memory_are_the_same(self, record_set):
-        assert_same(
-            batches(pipeline.train_dataset(record_set, make_config()), 4),
-            batches(pipeline.train_dataset(record_set, make_config(ram_budget_mb=1000)), 4),
-        )
+    @pytest.mark.parametrize("store", ["jpeg", "raw"])
+    def test_records_held_in_memory_are_the_same(self, tmp_path, store):
+        record_set = make_records(tmp_path, NUMBER, options=ImageOptions(store))
+        for augment in (SSD_PAPER_AUGMENT, NO_AUGMENT):
+            assert_same(
+                batches(pipeline.train_dataset(record_set, make_config(augment)), 4),
+                batches(pipeline.train_dataset(record_set, make_config(augment, ram_budget_mb=1000)), 4),
+            )
+
+    def test_pixels_are_held_apart_from_their_records(self, tmp_path):
+        record_set = make_records(tmp_path, NUMBER, options=ImageOptions("raw"))
+        held = hold(record_set, 1000)
+        for serialized, start, record in zip(held.serialized, held.starts, all_records(record_set)):
+            whole, rest = records.parse(record), records.parse(serialized)
+            pixels = whole.pop("image/encoded").numpy()
+            assert held.pixels[start : start + len(pixels)].numpy().tobytes() == pixels
+            assert rest.pop("image/encoded") == b""
+            tf.nest.map_structure(np.testing.assert_array_equal, rest, whole)
 
     def test_an_image_gets_the_same_change_in_any_batch_size(self, record_set):
         def by_id(batch_size):

@@ -40,7 +40,7 @@ PUBLIC = {
     "tfdet.data.inputs": "Photo find_images listed",
     "tfdet.data.manifest": "check_shard files_of load_index read_index read_manifest",
     "tfdet.data.pipeline": "box_dataset eval_dataset image_dataset ladder steps_per_epoch train_dataset",
-    "tfdet.data.reading": "all_records map_in_graph map_rows read_by_number read_in_order read_sequentially "
+    "tfdet.data.reading": "Held all_records hold map_in_graph map_rows read_by_number read_in_order read_sequentially "
     "steps_per_epoch",
     "tfdet.data.records": "RecordError RecordSet open_split parse read_index",
     "tfdet.data.rewrite": "Rewritten rewrite",

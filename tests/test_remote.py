@@ -195,6 +195,17 @@ def test_the_tools_take_addresses(data, capsys):
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["images"] == 3
 
 
+@pytest.mark.parametrize("name", ["coco", "voc", "darknet"])
+def test_annotations_are_written_at_addresses(data, capsys, name):
+    out = f"{upload(data, 'ram://written')}/new/{name}"
+    arguments = [str(data / "train.txt"), "--classes", str(data / "classes.txt"), "--to", name, "--out", out]
+    assert make_tfrecords.main(arguments) == 0
+    found = formats.read(out, images=data, class_names=NAMES)
+    assert sorted(item.labels.tolist() for item in found.listings) == [[], [0], [1]]
+    assert make_tfrecords.main(arguments) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"make_tfrecords: {out}: it is there already")
+
+
 def test_workers_read_images_at_addresses(data):
     """Shards that are cut into pieces, and TensorFlow in each worker."""
     listings = formats.read(data / "train.txt", class_names=NAMES).listings * 16

@@ -97,7 +97,7 @@ def load(command):
 def run(command, arguments) -> int:
     """Runs a program in this process; its help page and its messages say `tfdet COMMAND`."""
     sys.argv = [f"tfdet {command}", *arguments]  # argparse takes the name from there
-    with _named_as_commands():
+    with _named_as_commands(), quiet.called(f"tfdet {command}"):
         return load(command).main(arguments)
 
 

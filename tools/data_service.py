@@ -75,16 +75,13 @@ def start(options):
     return server, f"{service.PROTOCOL}://{options.host}:{server._address.rpartition(':')[2]}"  # no public name
 
 
+@quiet.program(ConfigError, tf.errors.OpError)
 def main(arguments=None) -> int:
     options = parse_arguments(arguments)
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
-    try:
-        _server, address = start(options)  # it stops when nothing refers to it
-    except (ConfigError, tf.errors.OpError) as error:
-        print(f"data_service: {getattr(error, 'message', error)}", file=sys.stderr)
-        return 2
+    _server, address = start(options)  # it stops when nothing refers to it
     print(json.dumps({"role": options.role, "address": address}), flush=True)
     ended.wait()
     os._exit(0)  # stopping the server in order waits for clients, which may never ask again

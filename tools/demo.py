@@ -131,19 +131,9 @@ def demo(options) -> dict:
     }
 
 
+@quiet.program(DemoError, OSError)
 def main(arguments=None) -> int:
-    options = parse_arguments(arguments)
-    try:
-        summary = demo(options)
-    except BrokenPipeError:  # of the output, not of a file
-        raise
-    except (DemoError, OSError) as error:
-        print(f"demo: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("demo: interrupted", file=sys.stderr)
-        return 130
-    print(json.dumps(summary))
+    print(json.dumps(demo(parse_arguments(arguments))))
     return 0
 
 

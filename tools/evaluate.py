@@ -135,20 +135,12 @@ def strict(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+@quiet.program(ConfigError, DataError, WeightsError, OSError)
 def main(arguments=None) -> int:
     options = parse_arguments(arguments)
-    try:
-        figures = measure(options)
-        if options.json:
-            options.json.write_text(json.dumps(strict(figures), indent=2), encoding="utf-8")
-    except BrokenPipeError:  # of the output, not of a file
-        raise
-    except (ConfigError, DataError, WeightsError, OSError) as error:
-        print(f"evaluate: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("evaluate: interrupted", file=sys.stderr)
-        return 130
+    figures = measure(options)
+    if options.json:
+        options.json.write_text(json.dumps(strict(figures), indent=2), encoding="utf-8")
     show(figures)
     for path in figures.get("plots", {}).values():
         print(path)

@@ -79,21 +79,13 @@ def adapt(config, options):
     return replace(config, detector=replace(config.detector, nms=limits))
 
 
+@quiet.program(ConfigError, DataError, WeightsError, OSError)
 def main(arguments=None) -> int:
     options = parse_arguments(arguments)
     start = time.perf_counter()
-    try:
-        check(options)
-        config, detector, model = runs.load(options.run, options.weights)
-        written = export(adapt(config, options), detector, model, options.out, options.format, options.min_score)
-    except BrokenPipeError:  # of the output, not of a file
-        raise
-    except (ConfigError, DataError, WeightsError, OSError) as error:
-        print(f"export: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("export: interrupted", file=sys.stderr)
-        return 130
+    check(options)
+    config, detector, model = runs.load(options.run, options.weights)
+    written = export(adapt(config, options), detector, model, options.out, options.format, options.min_score)
     for kind, path in written.items():
         print(f"{kind}: {path}")
     files = {kind: str(path) for kind, path in written.items()}

@@ -181,7 +181,7 @@ def inspect_dump(path) -> int:
     try:
         result = show_dump(path)
     except ValueError as error:
-        print(f"inspect_dataset: {error}", file=sys.stderr)
+        quiet.tell(error)
         return 2
     print(json.dumps(result))
     return 1
@@ -211,6 +211,7 @@ def write_json(path, result, problems):
     path.write_text(json.dumps(result | {"found": every}, indent=2) + "\n", encoding="utf-8")
 
 
+@quiet.program(DataError, OSError)
 def main(arguments=None) -> int:
     options = parse_arguments(arguments)
     if sys.stdout:
@@ -218,28 +219,13 @@ def main(arguments=None) -> int:
     start = time.perf_counter()
     if [Path(path).suffix for path in options.annotations] == [".npz"]:
         if options.json or options.html or options.augment:
-            print(
-                "inspect_dataset: --json, --html and --augment are for data sets, not for the dump of a batch",
-                file=sys.stderr,
-            )
+            quiet.tell("--json, --html and --augment are for data sets, not for the dump of a batch")
             return 2
         return inspect_dump(options.annotations[0])
-    try:
-        diagnosis, summary, checks = inspect(options)
-        result = describe(options, diagnosis, summary, checks, time.perf_counter() - start)
-        if options.json:
-            write_json(options.json, result, diagnosis.problems)
-    except DataError as error:
-        print(f"inspect_dataset: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # of the output, not of a file
-        raise
-    except OSError as error:
-        print(f"inspect_dataset: {error.filename}: writing failed ({error.strerror}); check the path", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("inspect_dataset: interrupted", file=sys.stderr)
-        return 130
+    diagnosis, summary, checks = inspect(options)
+    result = describe(options, diagnosis, summary, checks, time.perf_counter() - start)
+    if options.json:
+        write_json(options.json, result, diagnosis.problems)
     print(json.dumps(result))
     return 0 if result["healthy"] else 1
 

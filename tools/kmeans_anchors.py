@@ -126,19 +126,11 @@ def show(summary, preset):
     print(anchors.to_text(summary["anchors"]))
 
 
+@quiet.program(ConfigError, DataError, OSError)
 def main(arguments=None) -> int:
     options = parse_arguments(arguments)
     sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be printable
-    try:
-        summary = find(options)
-    except BrokenPipeError:  # of the output, not of a file
-        raise
-    except (ConfigError, DataError, OSError) as error:
-        print(f"kmeans_anchors: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("kmeans_anchors: interrupted", file=sys.stderr)
-        return 130
+    summary = find(options)
     show(summary, options.preset)
     print(json.dumps(summary))
     return 0

@@ -205,6 +205,7 @@ def print_report(report, summary, checks):
         print(f"nothing was written: {why}", file=sys.stderr)
 
 
+@quiet.program(DataError)
 def main(arguments=None) -> int:
     options = parse_arguments(arguments)
     sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be printable
@@ -228,12 +229,8 @@ def main(arguments=None) -> int:
                 checks=checks, shards=options.shards, workers=options.workers, progress=progress,
                 resume=options.resume, append=options.append, run=runner_of(options),
             )  # fmt: skip
-    except DataError as error:
-        print(f"make_tfrecords: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
-        print(f"make_tfrecords: interrupted{explain_interruption(directory)}", file=sys.stderr)
-        return 130
+        raise KeyboardInterrupt(explain_interruption(directory)) from None
     summary = summarise(report, directory, name, time.perf_counter() - start, checks)
     print_report(report, summary, checks)
     if replaced and summary["written"]:

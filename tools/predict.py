@@ -128,7 +128,7 @@ def predict_all(options) -> dict:
     options.out.mkdir(parents=True, exist_ok=True)
     found, pictures, rate = stream(predictor, photos, options, skipped)
     for error in skipped:
-        print(f"predict: skipped {error}", file=sys.stderr)
+        quiet.tell(f"skipped {error}")
     write(found, pictures, predictor, skipped, options)
     return {
         "images": len(found),
@@ -249,19 +249,11 @@ def write_annotations(found, pictures, class_names, options):
         print(f"to make records of them: {shlex.join(map(str, command))} --out tfrecords/NAME")
 
 
+@quiet.program(ConfigError, DataError, WeightsError, OSError)
 def main(arguments=None) -> int:
     options = parse_arguments(arguments)
     sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be printable
-    try:
-        summary = predict_all(options)
-    except BrokenPipeError:  # of the output, not of a file
-        raise
-    except (ConfigError, DataError, WeightsError, OSError) as error:
-        print(f"predict: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("predict: interrupted", file=sys.stderr)
-        return 130
+    summary = predict_all(options)
     over = f"with scores over {options.min_score:g} (--min-score)"
     print(f"{summary['detections']} detections {over} in {summary['images']} images: {summary['out']}")
     print(json.dumps(summary))

@@ -44,9 +44,7 @@ def make_model(detector, config, strategy, options, restored):
     frozen = stages.remaining(config.train, options.run)[0][-1].frozen
     setup.freeze(model, frozen)
     if frozen and not options.weights and not restored:
-        print(
-            "train: without --weights the frozen layers keep the random weights that they begin with", file=sys.stderr
-        )
+        quiet.tell("without --weights the frozen layers keep the random weights that they begin with")
     return model
 
 
@@ -132,28 +130,22 @@ def strict(summary) -> dict:
             for key, value in summary.items()}  # fmt: skip
 
 
+@quiet.program(ConfigError, DataError, WeightsError, loop.TrainingError, OSError)
 def main(arguments=None) -> int:
     options = parse_arguments(arguments)
     given = " ".join(f"--{name} {getattr(options, name)}" for name in ("preset", "recipe") if getattr(options, name))
     if options.resume and given:
-        print(f"train: --resume takes the settings of the run, if there is one, not those of {given}", file=sys.stderr)
+        quiet.tell(f"--resume takes the settings of the run, if there is one, not those of {given}")
     if options.freeze_body is not None and not options.recipe:
-        print("train: --freeze-body says something about --recipe yolo", file=sys.stderr)
-        return 2
+        raise ConfigError("--freeze-body says something about --recipe yolo")
     fill_in(options)
     try:
         summary = train(options)
-    except BrokenPipeError:  # of the output, not of a file
-        raise
-    except (ConfigError, DataError, WeightsError, loop.TrainingError, OSError) as error:
-        print(f"train: {error}", file=sys.stderr)
-        return 2
     except signals.Terminated as end:
-        print(f"train: terminated; --run {options.run} --resume goes on from here", file=sys.stderr)
+        quiet.tell(f"terminated; --run {options.run} --resume goes on from here")
         summary = {"steps": end.step, "run": str(options.run), "terminated": True}
     except KeyboardInterrupt:
-        print(f"train: interrupted; --run {options.run} --resume goes on from here", file=sys.stderr)
-        return 130
+        raise KeyboardInterrupt(f"; --run {options.run} --resume goes on from here") from None
     print(json.dumps(strict(summary)))
     return 0
 

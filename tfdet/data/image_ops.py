@@ -70,14 +70,21 @@ def decode_crop(encoded, crop, ratio, store="jpeg", image_size=None):
         uint8 [H, W, 3].
     """
     if store == "raw":
-        pixels = tf.reshape(tf.io.decode_raw(encoded, tf.uint8), tf.concat([image_size, [3]], 0))
-        return pixels[crop[0] : crop[0] + crop[2], crop[1] : crop[1] + crop[3]]
+        return crop_raw(tf.io.decode_raw(encoded, tf.uint8), tf.constant(0, tf.int64), crop, image_size)
 
     def at(fixed_ratio):
         return lambda: tf.raw_ops.DecodeAndCropJpeg(contents=encoded, crop_window=crop, channels=3, ratio=fixed_ratio)
 
     number = tf.cast(tf.round(tf.math.log(tf.cast(ratio, tf.float32)) / tf.math.log(2.0)), tf.int32)
     return tf.switch_case(number, [at(r) for r in DCT_RATIOS])
+
+
+def crop_raw(pixels, start, crop, image_size):
+    """The crop, as `decode_crop`, of the image whose H*W*3 values stand in `pixels`, uint8, from `start`, int64, on."""
+    row = tf.cast(image_size[1] * 3, tf.int64)
+    y, height = tf.cast(crop[0], tf.int64), tf.cast(crop[2], tf.int64)
+    rows = pixels[start + y * row : start + (y + height) * row]
+    return tf.reshape(rows, [crop[2], image_size[1], 3])[:, crop[1] : crop[1] + crop[3]]
 
 
 def resize_into(image, target, output_size, fill=None):

@@ -17,7 +17,15 @@ import tensorflow as tf
 from tfdet import schema
 from tfdet.config import NO_AUGMENT, Config, ConfigError
 from tfdet.data.multiscale import ScaledStages, at_sides
-from tfdet.data.reading import all_records, map_in_graph, map_rows, read_in_order, read_sequentially, steps_per_epoch
+from tfdet.data.reading import (
+    all_records,
+    hold,
+    map_in_graph,
+    map_rows,
+    read_in_order,
+    read_sequentially,
+    steps_per_epoch,
+)
 from tfdet.data.records import RecordSet
 from tfdet.data.stages import Stages, without_boxes
 
@@ -48,11 +56,13 @@ def train_dataset(
             no such slice.
     """
     rows = _rows_of(shard, config.train.batch_size)
-    stages = _make_train_stages(record_set, config, encode, rows, numbered)
+    shuffled = config.data.shuffle == "global"
+    held = hold(record_set, config.data.ram_budget_mb) if shuffled else None
+    stages = _make_train_stages(record_set, config, encode, rows, numbered=numbered, held=held)
     if config.data.shuffle == "sequential":
         return _run(read_sequentially(record_set, config, start_step, shard), stages)
     steps = tf.data.Dataset.range(start_step, tf.int64.max)
-    return _run(read_in_order(steps, record_set, config, config.data.shuffle == "global", shard), stages)
+    return _run(read_in_order(steps, record_set, config, shuffled, shard, held), stages)
 
 
 def eval_dataset(record_set: RecordSet, config: Config, encode=None) -> tf.data.Dataset:
@@ -119,8 +129,8 @@ def _make_stages(record_set, config, augment, encode, rows, **options):
     return Stages(record_set.store, record_set.max_boxes, config, augment, encode, rows, **options)
 
 
-def _make_train_stages(record_set, config, encode, rows, numbered=False):
-    stages = _make_stages(record_set, config, config.augment, encode, rows, numbered=numbered)
+def _make_train_stages(record_set, config, encode, rows, **options):
+    stages = _make_stages(record_set, config, config.augment, encode, rows, **options)
     sides = getattr(config.detector, "multi_scale", ())
     return at_sides(stages, sides) if sides else stages
 
@@ -171,8 +181,9 @@ def ladder(record_set: RecordSet, config: Config, encode=None) -> dict:
     """
     parallel = config.data.num_parallel_calls or tf.data.AUTOTUNE
     rows, options = config.train.batch_size, _options(config.data)
-    stages = _make_train_stages(record_set, config, encode, rows)
-    data = read_in_order(tf.data.Dataset.range(tf.int64.max), record_set, config, True, (0, 1))
+    held = hold(record_set, config.data.ram_budget_mb)
+    stages = _make_train_stages(record_set, config, encode, rows, held=held)
+    data = read_in_order(tf.data.Dataset.range(tf.int64.max), record_set, config, True, (0, 1), held)
     whole = map_in_graph(all_records(record_set).repeat(), partial(_decode_whole, store=stages.store), parallel)
     steps = {"decode_only": (whole, 1), "read": (data, 1)}
     chain = _chain(stages)

@@ -5,11 +5,14 @@ or held in memory, so that any step can be the first. Sequential mode reads whol
 """
 
 import math
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 
+from tfdet import schema
 from tfdet.config import ConfigError
 from tfdet.data.records import RecordSet
 
@@ -39,8 +42,61 @@ def map_rows(data, function, parallel):
 # --- in the order of steps ----------------------------------------------------------------------
 
 
-def read_in_order(steps, record_set, config, shuffled, shard):
-    """Rows of the given steps, read one by one at their byte offsets.
+@dataclass(frozen=True)
+class Held:
+    """Records in memory.
+
+    Attributes:
+        serialized: string [N]; empty for those that are left out, without their images where `pixels` has them.
+        pixels: uint8, the raw images of all records one behind the other; None where images are JPEGs.
+        starts: int64 [N], where the pixels of each record begin.
+    """
+
+    serialized: tf.Tensor
+    pixels: tf.Tensor | None = None
+    starts: tf.Tensor | None = None
+
+
+def hold(record_set: RecordSet, ram_budget_mb: int) -> Held | None:
+    """All records, where they fit in so many megabytes; else None."""
+    if not 0 < record_set.index[:, 2].sum() <= ram_budget_mb * 1e6:
+        return None
+    serialized = _read_all(record_set)
+    return _part_pixels(serialized) if record_set.store == "raw" else Held(tf.constant(serialized))
+
+
+def _read_all(record_set) -> list[bytes]:
+    if not record_set.left_out:
+        return [bytes(record) for record in all_records(record_set).as_numpy_iterator()]
+    rows = tf.data.Dataset.from_tensor_slices({"index": np.flatnonzero(_is_used(record_set))})
+    rows = map_in_graph(rows, read_by_number(record_set), tf.data.AUTOTUNE)
+    held = [b""] * record_set.num_images
+    for row in rows.as_numpy_iterator():
+        held[row["index"]] = row["serialized"]
+    return held
+
+
+def _part_pixels(serialized) -> Held:
+    """Takes the pixels out of the records: as strings they would be copied at every stage up to decoding. The list is
+    used up."""
+    pixels, ends = np.empty(sum(map(len, serialized)), np.uint8), [0]
+    for i, record in enumerate(serialized):
+        try:
+            example = tf.train.Example.FromString(record)
+        except DecodeError:  # parsing will name it
+            ends.append(ends[-1])
+            continue
+        image = example.features.feature[schema.ENCODED].bytes_list
+        encoded = image.value[0] if image.value else b""  # of a record that is left out
+        pixels[ends[-1] : ends[-1] + len(encoded)] = np.frombuffer(encoded, np.uint8)
+        ends.append(ends[-1] + len(encoded))
+        image.value[:] = [b""]
+        serialized[i] = example.SerializeToString()
+    return Held(tf.constant(serialized), tf.constant(pixels[: ends[-1]]), tf.constant(ends[:-1], tf.int64))
+
+
+def read_in_order(steps, record_set, config, shuffled, shard, held=None):
+    """Rows of the given steps: out of `held`, or read one by one at their byte offsets.
 
     Args:
         steps: data set of int64 [], the numbers of steps.
@@ -51,22 +107,9 @@ def read_in_order(steps, record_set, config, shuffled, shard):
     parallel = config.data.num_parallel_calls or tf.data.AUTOTUNE
     order = partial(_order, record_set=record_set, config=config, shuffled=shuffled, shard=shard)
     data = map_in_graph(steps, order).unbatch()
-    if shuffled and 0 < record_set.index[:, 2].sum() <= config.data.ram_budget_mb * 1e6:
-        held = _hold(record_set)
-        return map_in_graph(data, lambda row: {**row, "serialized": tf.gather(held, row["index"])})
+    if held:
+        return map_in_graph(data, lambda row: {**row, "serialized": tf.gather(held.serialized, row["index"])})
     return map_rows(data, read_by_number(record_set), parallel)
-
-
-def _hold(record_set):
-    """All serialized records: string [N]; empty for those that are left out."""
-    if not record_set.left_out:
-        return tf.constant([bytes(record) for record in all_records(record_set).as_numpy_iterator()])
-    rows = tf.data.Dataset.from_tensor_slices({"index": np.flatnonzero(_is_used(record_set))})
-    rows = map_in_graph(rows, read_by_number(record_set), tf.data.AUTOTUNE)
-    held = [b""] * record_set.num_images
-    for row in rows.as_numpy_iterator():
-        held[row["index"]] = row["serialized"]
-    return tf.constant(held)
 
 
 def _is_used(record_set):

@@ -1,7 +1,6 @@
 """Annotations from any form into another: checked as a conversion checks them, but by the images' headers alone."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from tfdet.data import formats
 from tfdet.data.annotations import Problem
@@ -61,7 +60,7 @@ def rewrite(source, path, file_format: str, *, checks: Checks = _DEFAULT_CHECKS,
             progress(done, len(source.listings))
     written = bool(entries) and not checks.stop(problems)
     if written:
-        formats.save(Path(path), file_format, source.class_names, entries)
+        formats.save(path, file_format, source.class_names, entries)
     boxes = sum(len(annotation.boxes) for annotation, _ in entries)
     difficult = sum(int(annotation.difficult.sum()) for annotation, _ in entries)
     lost = 0 if file_format in _KEEP_DIFFICULT else difficult

@@ -13,6 +13,7 @@ from tfdet import boxes as box_ops
 from tfdet import schema
 from tfdet.config import AugmentConfig, Config
 from tfdet.data import affine, augment, cutout, filters, image_ops, mixing, random
+from tfdet.data.reading import Held
 
 SMALLEST_BUCKET = 8
 # what the batch stage hands through
@@ -45,6 +46,7 @@ class Stages:
         rows: images in a batch.
         truth: keep the annotations as they are, for evaluation: `schema.TRUE_BOXES` and its companions.
         numbered: batches keep "step", the number of the step each row is for.
+        held: the records, where they are in memory.
     """
 
     store: str
@@ -55,6 +57,7 @@ class Stages:
     rows: int
     truth: bool = False
     numbered: bool = False
+    held: Held | None = None
 
     def __post_init__(self):
         filters.require_possible(self.augment)
@@ -154,8 +157,8 @@ class Stages:
 
     def decode(self, row):
         """The costly half of the record stage, one image: the crop's pixels, resized, placed and flipped."""
-        crop, target, ratio = (row.pop(key) for key in ("crop", "target", "ratio"))
-        image = image_ops.decode_crop(row.pop("encoded"), crop, ratio, self.store, row[schema.IMAGE_SIZE])
+        image, target = self.decode_only_crop(row), row["target"]
+        row = {key: value for key, value in row.items() if key not in ("encoded", "crop", "target", "ratio")}
         image = image_ops.resize_into(image, target, self.config.detector.image_size, self.fill)
         if self.flips:
             image = image_ops.flip(image, *tf.unstack(row.pop("flips")))
@@ -165,6 +168,9 @@ class Stages:
 
     def decode_only_crop(self, row):
         """`decode` without what follows the decoder; for measuring."""
+        if self.held and self.held.pixels is not None:
+            start = tf.gather(self.held.starts, row["index"])
+            return image_ops.crop_raw(self.held.pixels, start, row["crop"], row[schema.IMAGE_SIZE])
         return image_ops.decode_crop(row["encoded"], row["crop"], row["ratio"], self.store, row[schema.IMAGE_SIZE])
 
     def batch_stage(self) -> Callable:

@@ -65,7 +65,7 @@ def require_new_or_resume(run, resume):
     """
     step = latest_step(run)
     if step is not None and not resume:
-        raise ConfigError(f"{run} already holds a run at step {step}; resume it, or choose another folder")
+        raise ConfigError(f"{run} already holds a run at step {step}; go on with --resume, or choose another folder")
 
 
 class RunFolder:

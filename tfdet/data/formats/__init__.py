@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -117,19 +118,22 @@ def _without_duplicates(source) -> Source:
 
 
 def save(path, file_format: str, class_names, entries):
-    """Writes annotations; the file, or the folder of VOC and Darknet, appears whole or not at all.
+    """Writes annotations; the file, or the folder of VOC and Darknet, appears whole or not at all. At an address with
+    a scheme the files of a folder appear one by one, each of them whole.
 
     COCO and VOC keep everything; the others lose which objects are difficult, and all but CSV and Darknet the names of
     the classes.
 
     Args:
-        path: must not exist.
+        path: on this machine or an address with a scheme; must not exist.
         file_format: one of WRITABLE.
         entries: list of (Annotation, (height, width) in pixels of its image as it is displayed).
     Raises:
         AnnotationError: it exists, cannot be written, or the format cannot hold the name of an image or a class.
     """
-    path = Path(path)
+    path = address.as_path(path)
+    if files.is_remote(path):
+        return _save_at_address(path, file_format, class_names, entries)
     partial = path.with_name(f".{path.name}.partial")
     if os.path.lexists(path):
         raise AnnotationError(path, "it is there already", "name a new file with --out")
@@ -142,6 +146,25 @@ def save(path, file_format: str, class_names, entries):
         raise AnnotationError(path, f"cannot be written ({error.strerror or error})", "check the folder") from error
     finally:
         shutil.rmtree(partial) if partial.is_dir() else _remove(partial)
+
+
+def _save_at_address(path, file_format, class_names, entries):
+    """Made on this machine, then copied."""
+    if files.exists(path):
+        raise AnnotationError(path, "it is there already", "name a new file with --out")
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / path.name
+        save(made, file_format, class_names, entries)
+        try:
+            for file in [made] if made.is_file() else filter(Path.is_file, sorted(made.rglob("*"))):
+                target = path if file == made else path / file.relative_to(made).as_posix()
+                files.make_folder(target.parent)
+                with files.opened(target, "wb") as copy:
+                    copy.write(file.read_bytes())
+        except OSError as error:
+            raise AnnotationError(
+                path, f"cannot be written ({error.strerror or error})", "check the address"
+            ) from error
 
 
 def _remove(path):
