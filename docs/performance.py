@@ -50,6 +50,7 @@ def _where(result) -> str:
 _PIPELINES = {  # in this order
     "input_pipeline_ssd300": "SSD300, originals, every image cropped",
     "input_pipeline_offsets": "the same, read at offsets, nothing held in memory",
+    "input_pipeline_100_boxes": "the same with 100 boxes an image",
     "input_pipeline_paper": "with the SSD paper's zooming out",
     "input_pipeline_max_side_512": "records shrunk by `--max-side 512`, beside the originals",
     "input_pipeline_raw": "records of `--store raw`, beside the originals",
@@ -208,6 +209,7 @@ def _numbers(value, path="") -> dict:
 SECTIONS = {  # file name -> heading, what shows it; the pipelines' and the trainings' are found by their names
     "postprocess": ("Suppression and encoding", postprocess),
     "train_step": ("The training step", train_step),
+    "train_step_overhead": ("The training step beside the bare one, in many short turns", train_step),
     "conversion": ("Conversion", conversion),
     "evaluation": ("Evaluation and prediction", evaluation),
 }

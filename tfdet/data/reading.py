@@ -4,6 +4,7 @@ The order of an epoch is a permutation without a buffer (`index_shuffle`), and e
 or held in memory, so that any step can be the first. Sequential mode reads whole shards instead.
 """
 
+import contextlib
 import math
 from dataclasses import dataclass
 from functools import partial
@@ -61,38 +62,38 @@ def hold(record_set: RecordSet, ram_budget_mb: int) -> Held | None:
     """All records, where they fit in so many megabytes; else None."""
     if not 0 < record_set.index[:, 2].sum() <= ram_budget_mb * 1e6:
         return None
-    serialized = _read_all(record_set)
-    return _part_pixels(serialized) if record_set.store == "raw" else Held(tf.constant(serialized))
+    if record_set.store == "raw":
+        return _part_pixels(_read_all(record_set), record_set)
+    return Held(tf.constant(list(_read_all(record_set))))
 
 
-def _read_all(record_set) -> list[bytes]:
+def _read_all(record_set):
+    """Yields the bytes of every record; none of those that are left out."""
     if not record_set.left_out:
-        return [bytes(record) for record in all_records(record_set).as_numpy_iterator()]
-    rows = tf.data.Dataset.from_tensor_slices({"index": np.flatnonzero(_is_used(record_set))})
-    rows = map_in_graph(rows, read_by_number(record_set), tf.data.AUTOTUNE)
-    held = [b""] * record_set.num_images
-    for row in rows.as_numpy_iterator():
-        held[row["index"]] = row["serialized"]
-    return held
+        yield from map(bytes, all_records(record_set).as_numpy_iterator())
+        return
+    used = _is_used(record_set)
+    rows = tf.data.Dataset.from_tensor_slices({"index": np.flatnonzero(used)})
+    rows = map_in_graph(rows, read_by_number(record_set), tf.data.AUTOTUNE).as_numpy_iterator()
+    for is_used in used:
+        yield next(rows)["serialized"] if is_used else b""
 
 
-def _part_pixels(serialized) -> Held:
-    """Takes the pixels out of the records: as strings they would be copied at every stage up to decoding. The list is
-    used up."""
-    pixels, ends = np.empty(sum(map(len, serialized)), np.uint8), [0]
-    for i, record in enumerate(serialized):
-        try:
+def _part_pixels(serialized, record_set) -> Held:
+    """Takes the pixels out of the records: as strings they would be copied at every stage up to decoding."""
+    pixels, ends, rest = np.empty(record_set.index[:, 2].sum(), np.uint8), [0], []
+    for record in serialized:
+        encoded = b""
+        with contextlib.suppress(DecodeError):  # parsing will name it
             example = tf.train.Example.FromString(record)
-        except DecodeError:  # parsing will name it
-            ends.append(ends[-1])
-            continue
-        image = example.features.feature[schema.ENCODED].bytes_list
-        encoded = image.value[0] if image.value else b""  # of a record that is left out
+            image = example.features.feature[schema.ENCODED].bytes_list
+            encoded = image.value[0] if image.value else b""  # of a record that is left out
+            image.value[:] = [b""]
+            record = example.SerializeToString()
         pixels[ends[-1] : ends[-1] + len(encoded)] = np.frombuffer(encoded, np.uint8)
         ends.append(ends[-1] + len(encoded))
-        image.value[:] = [b""]
-        serialized[i] = example.SerializeToString()
-    return Held(tf.constant(serialized), tf.constant(pixels[: ends[-1]]), tf.constant(ends[:-1], tf.int64))
+        rest.append(record)
+    return Held(tf.constant(rest), tf.constant(pixels[: ends[-1]]), tf.constant(ends[:-1], tf.int64))
 
 
 def read_in_order(steps, record_set, config, shuffled, shard, held=None):
