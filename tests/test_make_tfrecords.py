@@ -176,6 +176,16 @@ def test_boxes_cut_at_the_border_are_counted(run, data, tmp_path):
     np.testing.assert_array_equal(boxes, np.float32([[0, 0, 0.5, 0.5], [0, 0, 1, 0.5]]))
 
 
+def test_a_wrong_format_is_guessed_at(run, data, monkeypatch):
+    monkeypatch.chdir(data)
+    code, _, out, err = run("train.txt", "--classes", "classes.txt", "--format", "pickle")
+    guess, error = [line for line in err.splitlines() if line.startswith("make_tfrecords: ")]
+    assert (code, out) == (2, "")
+    assert "train.txt looks like lines, not like pickle; leave --format out" in guess
+    assert "nothing was run" in error
+    assert "looks like" not in run("train.txt", "--classes", "classes.txt", "--format", "lines")[3]
+
+
 @pytest.mark.parametrize(
     "arguments, text",
     [
@@ -183,7 +193,6 @@ def test_boxes_cut_at_the_border_are_counted(run, data, tmp_path):
         (["train.txt"], "lines carry class numbers only; pass --classes"),
         (["train.txt", "--classes", "nope.txt"], "nope.txt: cannot be read"),
         (["train.txt", "--classes", "classes.txt", "--val", "nope.txt"], "nope.txt: cannot be read"),
-        (["classes.txt", "--classes", "classes.txt", "--format", "pickle"], "nothing was run"),
         (["train.txt", "--classes", "classes.txt", "--out", "classes.txt"], "writing failed"),
     ],
 )

@@ -2,6 +2,10 @@ import os
 import subprocess
 import sys
 
+import pytest
+
+from tfdet import quiet
+
 SCRIPT = """
 import os, sys
 from tfdet import quiet
@@ -34,3 +38,55 @@ def test_a_reader_that_has_gone_ends_the_program_quietly():
     command = ["bash", "-c", '"$0" -c "$1" | true; exit ${PIPESTATUS[0]}', sys.executable, code]
     ran = subprocess.run(command, capture_output=True)
     assert (ran.returncode, ran.stderr) == (141, b"")
+
+
+class Expected(Exception):
+    message = "what happened"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (Expected("at length"), 2, "test_quiet: what happened"),
+        (
+            FileNotFoundError(2, "No such file or directory", "a.txt"),
+            2,
+            "test_quiet: a.txt: No such file or directory; check the path",
+        ),
+        (OSError("disk"), 2, "test_quiet: disk"),
+        (KeyboardInterrupt(), 130, "test_quiet: interrupted"),
+        (KeyboardInterrupt("; go on with --resume"), 130, "test_quiet: interrupted; go on with --resume"),
+    ],
+)
+def test_an_expected_error_is_one_line(capsys, error, code, line):
+    @quiet.program(Expected, OSError)
+    def main(arguments=None):
+        raise error
+
+    assert main() == code
+    assert capsys.readouterr().err == f"{line}\n"
+    with quiet.called("tfdet test"):
+        assert main() == code
+    assert capsys.readouterr().err == f"{line.replace('test_quiet', 'tfdet test')}\n"
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(), ValueError("a bug")])
+def test_other_errors_pass(error):
+    @quiet.program(Expected, OSError)
+    def main(arguments=None):
+        raise error
+
+    with pytest.raises(type(error)):
+        main()
+
+
+def test_a_program_hands_its_arguments_and_its_exit_code_through(capsys):
+    @quiet.program(Expected)
+    def main(arguments=None):
+        quiet.tell("a word")
+        return len(arguments)
+
+    assert main(["a", "b"]) == 2
+    assert main.__name__ == "main"
+    quiet.tell("of no program")
+    assert capsys.readouterr().err == "test_quiet: a word\nof no program\n"

@@ -1,11 +1,14 @@
 """The options of the tools that read annotations: where they and their images are, and how they are understood."""
 
+import contextlib
 import os
 from pathlib import Path
 
+from tfdet import quiet
 from tfdet.data import doctor, files
 from tfdet.data.annotations import FRAMES
-from tfdet.data.formats import FORMATS, read, read_class_names
+from tfdet.data.errors import DataError
+from tfdet.data.formats import FORMATS, read, read_class_names, recognise
 from tfdet.data.images import MOST_PIXELS, ImageOptions
 from tools.check_options import cpu_count
 
@@ -46,11 +49,21 @@ def class_names_of(options) -> tuple[str, ...] | None:
 
 def read_source(path, options, class_names):
     """`formats.read` of one annotation file, and what looks wrong with its classes."""
+    if options.format:
+        warn_of_another_format(path, options.format)
     source = read(
         path, images=options.images, class_names=class_names, file_format=options.format,
         allow_outside=options.allow_outside, boxes_frame=options.boxes_frame,
     )  # fmt: skip
     return source, [*source.problems, *doctor.suspect_classes(path, source)]
+
+
+def warn_of_another_format(path, file_format):
+    """Says what the annotations look like; they are read as asked for all the same."""
+    with contextlib.suppress(DataError):  # reading tells more
+        looks = recognise(path)
+        if looks != file_format:
+            quiet.tell(f"{path} looks like {looks}, not like {file_format}; leave --format out if that is what it is")
 
 
 def read_all(options):
