@@ -82,7 +82,7 @@ def figures(difference) -> dict:
     }
 
 
-@quiet.program(DataError)
+@quiet.program(DataError, OSError)
 def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -192,7 +192,7 @@ def summarise(rates, peak, options) -> dict:
     }
 
 
-@quiet.program(DataError)
+@quiet.program(DataError, OSError)
 def main(arguments=None) -> int:
     options = parse_arguments(arguments)
     peak, data = None, Path(__file__).parent / "data"

@@ -171,7 +171,7 @@ def show_prediction(result, options):
     Console(file=sys.stderr, width=100).print(table)
 
 
-@quiet.program(ConfigError)
+@quiet.program(ConfigError, OSError)
 def main(arguments=None) -> int:
     options = parse_arguments(arguments)
     results = {}

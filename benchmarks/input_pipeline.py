@@ -100,7 +100,10 @@ def parse_arguments(arguments=None):
     )  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the ladder as PNG")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.boxes is not None and (options.data or options.boxes < 0):
+        parser.error("--boxes is not negative, and of the drawn set, not of --data")
+    return options
 
 
 def benchmark_data(number, boxes=None) -> Path:
@@ -244,11 +247,12 @@ def summarise(rates, options, record_set, config) -> dict:
             "batch_size": options.batch_size, "threads": options.threads, "ram_budget_mb": options.ram_budget_mb,
             "image_size": config.detector.image_size, "record_images": record_set.num_images,
             "bytes_per_record": round(float(record_set.index[:, 2].mean())), "store": record_set.store,
+            "max_boxes": record_set.max_boxes,
         },
     }  # fmt: skip
 
 
-@quiet.program(ConfigError, DataError)
+@quiet.program(ConfigError, DataError, OSError)
 def main(arguments=None) -> int:
     options = parse_arguments(arguments)
     record_set = open_split(options.data or benchmark_data(options.images, options.boxes), options.split)

@@ -76,7 +76,7 @@ def figures(files, core_ms) -> dict:
     }
 
 
-@quiet.program(DataError)
+@quiet.program(DataError, OSError)
 def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter

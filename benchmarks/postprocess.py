@@ -214,10 +214,11 @@ def show(title, result):
     Console(file=sys.stderr, width=110).print(table)
 
 
+@quiet.program(OSError)
 def main(arguments=None) -> int:
     options = parse_arguments(arguments)
     if options.repeats < 1:
-        print("postprocess: --repeats must be positive", file=sys.stderr)
+        quiet.tell("--repeats must be positive")
         return 2
     results = {}
     for name in options.only or CASES:

@@ -11,10 +11,10 @@ _VERSIONED = {"tensorflow": "tensorflow", "numpy": "numpy", "PIL": "pillow", "fa
 def publish(figures: dict, path=None):
     """Prints the figures as the last line on standard output, and writes them to `path` (a Path or None), too."""
     figures = {**figures, "machine": _machine(), "versions": _versions()}
+    print(json.dumps(figures), flush=True)  # first: a file that cannot be written loses nothing
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(figures))
 
 
 def _machine():

@@ -25,7 +25,9 @@ from rich.console import Console
 from rich.table import Table
 
 from tfdet import configs, detectors
+from tfdet.config import ConfigError
 from tfdet.data import pipeline
+from tfdet.data.errors import DataError
 from tfdet.data.manifest import MANIFEST, read_manifest
 from tfdet.data.records import open_split
 
@@ -103,6 +105,7 @@ def show(results):
     Console(file=sys.stderr, width=110).print(table)
 
 
+@quiet.program(ConfigError, DataError, OSError)
 def main(arguments=None) -> int:
     options = parse_arguments(arguments)
     small, results = benchmark_data(256), {}

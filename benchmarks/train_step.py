@@ -165,7 +165,7 @@ def run(options) -> dict:
     }  # fmt: skip
 
 
-@quiet.program(ConfigError, DataError)
+@quiet.program(ConfigError, DataError, OSError)
 def main(arguments=None) -> int:
     options = parse_arguments(arguments)
     report.publish(run(options), options.json)

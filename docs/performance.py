@@ -50,7 +50,7 @@ def _where(result) -> str:
 _PIPELINES = {  # in this order
     "input_pipeline_ssd300": "SSD300, originals, every image cropped",
     "input_pipeline_offsets": "the same, read at offsets, nothing held in memory",
-    "input_pipeline_100_boxes": "the same with 100 boxes an image",
+    "input_pipeline_100_boxes": "SSD300, originals, 100 boxes an image",
     "input_pipeline_paper": "with the SSD paper's zooming out",
     "input_pipeline_max_side_512": "records shrunk by `--max-side 512`, beside the originals",
     "input_pipeline_raw": "records of `--store raw`, beside the originals",

@@ -14,6 +14,7 @@ from tfdet import schema
 from tfdet.config import Config, ConfigError, DataConfig, SsdConfig, TrainConfig
 from tfdet.data import faults, pipeline
 from tfdet.data.errors import RecordError
+from tfdet.data.images import ImageOptions
 from tfdet.data.tfrecord import crc32c
 
 NUMBER, BATCH = 12, 4
@@ -156,6 +157,36 @@ def test_all_other_rows_are_as_if_nothing_was_wrong(damaged, whole, ram_budget_m
         for key in ("image", "image_id", "boxes", "labels"):
             np.testing.assert_array_equal(found[key][~gone], expected[key][~gone])
     assert missed == 2 * 4  # two epochs
+
+
+@pytest.fixture(scope="module")
+def damaged_raw(tmp_path_factory):
+    """Raw images: one record that is none, one without an image, one whose image is a row longer than it says."""
+    record_set = make_records(tmp_path_factory.mktemp("raw"), NUMBER, options=ImageOptions("raw"))
+    rewrite(record_set, UNPARSED, lambda payload: b"\xff" * len(payload))
+    rewrite(record_set, CHECKSUM, lambda payload: payload.replace(b"image/encoded", b"image/nothing"))
+
+    def say_less(payload):
+        example = tf.train.Example.FromString(payload)
+        example.features.feature[schema.HEIGHT].int64_list.value[0] -= 1
+        return example.SerializeToString()
+
+    rewrite(record_set, TRUNCATED, say_less)
+    return record_set
+
+
+@pytest.mark.parametrize("ram_budget_mb", [0, 1000])
+@pytest.mark.parametrize("number", [CHECKSUM, UNPARSED, TRUNCATED])
+def test_no_image_of_another_record_is_shown_for_a_damaged_one(damaged_raw, ram_budget_mb, number):
+    others = [other for other in (CHECKSUM, UNPARSED, TRUNCATED) if other != number]
+    record_set = faults.leave_out(damaged_raw, others)
+    with pytest.raises((tf.errors.OpError, RecordError, UnicodeDecodeError)):  # the last is a message of TensorFlow's
+        batches(record_set, 3, ram_budget_mb=ram_budget_mb)
+    usable = faults.leave_out(record_set, [number])
+    for held, read in zip(batches(usable, 3, ram_budget_mb=1000), batches(usable, 3, ram_budget_mb=0)):
+        np.testing.assert_array_equal(held["image"], read["image"])
+        np.testing.assert_array_equal(held["image_id"], read["image_id"])
+    assert [found for found, _ in faults.find_faults(damaged_raw)] == [CHECKSUM, UNPARSED, TRUNCATED]
 
 
 def test_training_resumes_at_any_step_without_them(damaged):

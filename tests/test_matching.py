@@ -140,6 +140,30 @@ def test_equals_the_twin_where_boxes_outnumber_priors(rule, batch):
     check(rule, *batch)
 
 
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("objects", ["everywhere", "few", "at the end", "none"])
+def test_equals_the_twin_where_an_image_has_many_boxes(rule, objects, rng):
+    """More boxes than are searched at once, more priors than lanes; parts without a box before and behind."""
+    low = rng.integers(0, 60, (2, 40, 2)) / 64
+    boxes = np.concatenate([low, low + rng.integers(1, 16, (2, 40, 2)) / 64], 2).astype(np.float32)
+    labels = rng.choice([0, 1, 2, -2], (2, 40)).astype(np.int32)
+    absent = {"everywhere": slice(0), "few": slice(3, None), "at the end": slice(39), "none": slice(None)}[objects]
+    labels[:, absent] = -1
+    low = rng.integers(0, 56, (300, 2)) / 64
+    priors = np.concatenate([low, low + rng.integers(4, 16, (300, 2)) / 64], 1).astype(np.float32)
+    check(rule, boxes, labels, priors)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_count_of_boxes_that_is_not_known(rule):
+    spec = [tf.TensorSpec([None, None, 4]), tf.TensorSpec([None, None], tf.int32)]
+    run = tf.function(lambda *batch: matching.match(*batch, PRIORS, rule=rule), spec)
+    for count in (0, 1, 17):
+        boxes = np.tile(np.float32([0.25, 0, 0.5, 0.5]), [2, count, 1])
+        found = run(boxes, np.zeros([2, count], np.int32)).numpy()
+        np.testing.assert_array_equal(found, [[-1, 0 if count else -1, -1, -1]] * 2)
+
+
 # --- by hand ------------------------------------------------------------------------------------
 
 # four priors side by side, 0.25 wide and 0.5 high

@@ -206,6 +206,31 @@ def test_annotations_are_written_at_addresses(data, capsys, name):
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"make_tfrecords: {out}: it is there already")
 
 
+def test_annotations_that_cannot_be_written_at_an_address(data, monkeypatch, capsys):
+    out = f"{upload(data, 'ram://broken')}/new"
+    arguments = [str(data / "train.txt"), "--classes", str(data / "classes.txt"), "--to", "darknet", "--out"]
+    write_whole = files.write_whole
+    for error, code in ((OSError(28, "No space left"), 2), (KeyboardInterrupt(), 130)):
+        faults = iter([None, error])
+
+        def fail_later(*arguments, faults=faults):
+            if fault := next(faults):
+                raise fault
+            write_whole(*arguments)
+
+        monkeypatch.setattr(files, "write_whole", fail_later)
+        assert make_tfrecords.main([*arguments, out]) == code
+        assert not files.exists(out)  # or the next try would find it there
+    full, interrupted = [line for line in capsys.readouterr().err.splitlines() if line.startswith("make_tfrecords: ")]
+    assert full == f"make_tfrecords: {out}: cannot be written (No space left); check the address"
+    assert interrupted.startswith("make_tfrecords: interrupted, nothing was written")
+    assert make_tfrecords.main([*arguments, "nope://bucket/new"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("make_tfrecords: nope://bucket/new: cannot be written")
+    item = formats.read(data / "train.txt", class_names=NAMES).listings[0]
+    with pytest.raises(AnnotationError, match=f"^{out}: two images are called"):
+        formats.save(out, "coco", NAMES, [(item, SIZE)] * 2)
+
+
 def test_workers_read_images_at_addresses(data):
     """Shards that are cut into pieces, and TensorFlow in each worker."""
     listings = formats.read(data / "train.txt", class_names=NAMES).listings * 16

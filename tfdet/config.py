@@ -301,7 +301,7 @@ class DataConfig:
     num_parallel_calls: int = 0  # 0: tf.data decides
     private_threads: int = 0  # 0: TensorFlow's shared pool
     deterministic: bool = True  # False: batches may come in another order, for a little more speed
-    ram_budget_mb: int = 256  # training records that fit are held in memory, serialized
+    ram_budget_mb: int = 256  # training records that fit are held in memory, undecoded
     prefetch: int = 2  # batches
     skip_bad_records: bool = False  # all are tried before training; those that fail are left out, and counted
     min_visible: float = 0.0  # boxes of which less than this share is left in the window are dropped

@@ -6,6 +6,7 @@ its log level can be set. They are dropped here; everything else that appears du
 """
 
 import contextlib
+import errno
 import functools
 import os
 import re
@@ -77,9 +78,13 @@ def program(*expected):
     return decorate
 
 
+_PATH_ERRORS = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM)
+
+
 def _describe(error) -> str:
     if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror}; check the path"
+        place = f"{error.filename} -> {error.filename2}" if error.filename2 else error.filename
+        return f"{place}: {error.strerror}" + ("; check the path" if error.errno in _PATH_ERRORS else "")
     return getattr(error, "message", str(error))  # TensorFlow's, without the graph's nodes
 
 

@@ -70,7 +70,8 @@ def decode_crop(encoded, crop, ratio, store="jpeg", image_size=None):
         uint8 [H, W, 3].
     """
     if store == "raw":
-        return crop_raw(tf.io.decode_raw(encoded, tf.uint8), tf.constant(0, tf.int64), crop, image_size)
+        pixels = tf.reshape(tf.io.decode_raw(encoded, tf.uint8), tf.concat([image_size, [3]], 0))
+        return pixels[crop[0] : crop[0] + crop[2], crop[1] : crop[1] + crop[3]]
 
     def at(fixed_ratio):
         return lambda: tf.raw_ops.DecodeAndCropJpeg(contents=encoded, crop_window=crop, channels=3, ratio=fixed_ratio)

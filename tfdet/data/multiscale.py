@@ -56,9 +56,9 @@ class ScaledStages:
         """As `Stages.decode`; the image's height and width differ from batch to batch."""
         return tf.switch_case(row["scale"], [partial(_on_copy, stages.decode, row) for stages in self.sizes])
 
-    def decode_only_crop(self, row):
-        """As `Stages.decode_only_crop`."""
-        return self.sizes[0].decode_only_crop(row)
+    def decode_crop(self, row):
+        """As `Stages.decode_crop`."""
+        return self.sizes[0].decode_crop(row)
 
     def batch_stage(self) -> Callable:
         """As `Stages.batch_stage`, one for each size."""

@@ -189,7 +189,7 @@ def ladder(record_set: RecordSet, config: Config, encode=None) -> dict:
     chain = _chain(stages)
     for name in chain:
         if name == "decode" and stages.store == "jpeg":
-            crops = map_in_graph(data.unbatch(), stages.decode_only_crop, parallel)
+            crops = map_in_graph(data.unbatch(), stages.decode_crop, parallel)
             steps["decode_crop"] = (crops, 1)
         if name == "batch_stage":
             steps["batch_stage_alone"] = (chain[name](data.take(4).cache().repeat()), rows)

@@ -157,7 +157,7 @@ class Stages:
 
     def decode(self, row):
         """The costly half of the record stage, one image: the crop's pixels, resized, placed and flipped."""
-        image, target = self.decode_only_crop(row), row["target"]
+        image, target = self.decode_crop(row), row["target"]
         row = {key: value for key, value in row.items() if key not in ("encoded", "crop", "target", "ratio")}
         image = image_ops.resize_into(image, target, self.config.detector.image_size, self.fill)
         if self.flips:
@@ -166,8 +166,8 @@ class Stages:
             image = filters.change(image, row.pop("filters"))
         return {**row, schema.IMAGE: image}
 
-    def decode_only_crop(self, row):
-        """`decode` without what follows the decoder; for measuring."""
+    def decode_crop(self, row):
+        """The crop's pixels, as they are; by itself for measuring."""
         if self.held and self.held.pixels is not None:
             start = tf.gather(self.held.starts, row["index"])
             return image_ops.crop_raw(self.held.pixels, start, row["crop"], row[schema.IMAGE_SIZE])

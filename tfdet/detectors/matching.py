@@ -61,7 +61,7 @@ def match(boxes, labels, priors, *, rule="bipartite", threshold=0.5):
     Args:
         boxes: float32 [B, M, 4] xyxy, relative; those that are not `is_matchable` are left out.
         labels: int32 [B, M] in [0, C); -1 padding, -2 ignore.
-        priors: float32 [A, 4] xyxy, relative. Not centres and sizes: corners made of those carry their own
+        priors: float32 [A, 4] xyxy, relative; A known. Not centres and sizes: corners made of those carry their own
             rounding, which decides between the many priors that overlap a small object equally.
         rule: one of config.MATCHING_RULES.
         threshold: IoU in (0, 1].
@@ -109,7 +109,7 @@ def _search(boxes, priors, exact):
         the largest IoU of each object, float32 [M], and the first prior it has it with, int32 [M].
     """
     count, num_priors = tf.shape(boxes)[0], tf.shape(priors)[1]
-    parts = -(-count // _TOGETHER)
+    parts = tf.maximum(-(-count // _TOGETHER), 1)
     together = -(-count // parts)
     boxes = tf.pad(boxes, [[0, parts * together - count], [0, 0]])
     in_use = tf.reduce_any(tf.reshape(boxes, [parts, -1]) != 0.0, 1)

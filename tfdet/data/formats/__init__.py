@@ -149,22 +149,33 @@ def save(path, file_format: str, class_names, entries):
 
 
 def _save_at_address(path, file_format, class_names, entries):
-    """Made on this machine, then copied."""
-    if files.exists(path):
-        raise AnnotationError(path, "it is there already", "name a new file with --out")
-    with tempfile.TemporaryDirectory() as folder:
-        made = Path(folder) / path.name
-        save(made, file_format, class_names, entries)
-        try:
-            for file in [made] if made.is_file() else filter(Path.is_file, sorted(made.rglob("*"))):
-                target = path if file == made else path / file.relative_to(made).as_posix()
-                files.make_folder(target.parent)
-                with files.opened(target, "wb") as copy:
-                    copy.write(file.read_bytes())
-        except OSError as error:
-            raise AnnotationError(
-                path, f"cannot be written ({error.strerror or error})", "check the address"
-            ) from error
+    """Made on this machine, then copied; what was copied goes again where not all could be."""
+    try:
+        if files.exists(path):
+            raise AnnotationError(path, "it is there already", "name a new file with --out")
+        with tempfile.TemporaryDirectory() as folder:
+            made = Path(folder) / path.name
+            save(made, file_format, class_names, entries)
+            with _removed_unless_whole(path, made.is_dir()):
+                for file in [made] if made.is_file() else filter(Path.is_file, sorted(made.rglob("*"))):
+                    target = path if file == made else path / file.relative_to(made).as_posix()
+                    files.make_folder(target.parent)
+                    files.write_whole(target, file.read_bytes(), f"{target}.partial")
+    except OSError as error:
+        reason = f"cannot be written ({error.strerror or error})"
+        raise AnnotationError(path, reason, "check the address") from error
+    except AnnotationError as error:  # of a writer, who knows nothing of the address
+        raise AnnotationError(path, error.reason, error.advice) from error
+
+
+@contextlib.contextmanager
+def _removed_unless_whole(path, is_folder):
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            files.remove_tree(path) if is_folder else files.remove(path)
+        raise
 
 
 def _remove(path):
