@@ -53,7 +53,7 @@ _PIPELINES = {  # in this order
     "input_pipeline_100_boxes": "SSD300, originals, 100 boxes an image",
     "input_pipeline_paper": "with the SSD paper's zooming out",
     "input_pipeline_max_side_512": "records shrunk by `--max-side 512`, beside the originals",
-    "input_pipeline_raw": "records of `--store raw`, beside the originals",
+    "input_pipeline_raw": "records of `--store raw`, held in memory, beside the originals",
     "input_pipeline_yolov3_416": "YOLOv3-416 with its augmentation",
     "input_pipeline_12_megapixels": "photos of 12 megapixels",
 }

@@ -474,7 +474,9 @@ def test_what_raw_and_shrunk_images_cost_is_said(tmp_path):
     assert 0 < figures["decode_time"] < 1
     text = describe(figures, "raw")
     assert "decoding a stored image takes 0." in text
-    assert text.endswith("of an original's time (2 images), as long as the disk brings the bytes")
+    assert text.endswith(
+        "of an original's time (2 images); worth it where training holds them in memory: --set data.ram_budget_mb=1"
+    )
 
 
 # --- elsewhere ----------------------------------------------------------------------------------
