@@ -282,6 +282,12 @@ def test_tables_with_commas_in_paths(folder):
         assert [listing.image_id for listing in source.listings] == ["a, b.jpg"]
 
 
+def test_a_table_may_begin_with_rows_of_commas(folder):
+    assert formats.read(write(folder / "x.csv", ",,,,,,\none.jpg,4,2,20,10,cat\n")).class_names == ("cat",)
+    with pytest.raises(AnnotationError, match="it holds no image"):
+        formats.read(write(folder / "x.csv", ",,,,,,"), file_format="csv")
+
+
 def test_tables_with_class_numbers_need_names(folder):
     path = write(folder / "x.csv", "one.jpg,4,2,20,10,1\n")
     with pytest.raises(AnnotationError, match="carries class numbers only; pass --classes"):
@@ -592,7 +598,7 @@ def test_what_cannot_come_back_is_not_written(tmp_path, file_format, entries, na
 
 def test_nothing_is_overwritten(tmp_path):
     write(tmp_path / "x", "mine")
-    with pytest.raises(AnnotationError, match="there already; name a new file"):
+    with pytest.raises(AnnotationError, match="there already; choose another name"):
         formats.save(tmp_path / "x", "coco", NAMES, one_entry("a.jpg"))
     with pytest.raises(AnnotationError, match="cannot be written"):
         formats.save(tmp_path / "x" / "y", "coco", NAMES, one_entry("a.jpg"))

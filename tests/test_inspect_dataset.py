@@ -343,7 +343,8 @@ def test_json_and_splits(run, data, tmp_path):
             ["train.txt", "--classes", "classes.txt", "--images", "img", "--html", "img"],
             "img: Is a directory; check",
         ),
-        (["train.txt", "--augment", "sheet.png"], "there is no manifest.json"),
+        (["train.txt", "--augment", "sheet.png"], "train.txt: --augment draws records, and here are none; convert"),
+        (["train.txt", "--augment", "sheet.foo"], "sheet.foo: this is no name of a picture; let it end with .png"),
     ],
 )
 def test_mistakes_end_with_2_and_one_line(run, data, monkeypatch, arguments, text):

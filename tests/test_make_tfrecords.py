@@ -179,11 +179,18 @@ def test_boxes_cut_at_the_border_are_counted(run, data, tmp_path):
 def test_a_wrong_format_is_guessed_at(run, data, monkeypatch):
     monkeypatch.chdir(data)
     code, _, out, err = run("train.txt", "--classes", "classes.txt", "--format", "pickle")
-    guess, error = [line for line in err.splitlines() if line.startswith("make_tfrecords: ")]
     assert (code, out) == (2, "")
-    assert "train.txt looks like lines, not like pickle; leave --format out" in guess
-    assert "nothing was run" in error
+    assert err == "make_tfrecords: train.txt: cannot be read as pickle, it looks like lines; leave --format out\n"
+    code, _, _, err = run("train.txt", "--classes", "classes.txt", "--format", "csv")
+    assert "make_tfrecords: train.txt looks like lines, not like csv; leave --format out if" in err
     assert "looks like" not in run("train.txt", "--classes", "classes.txt", "--format", "lines")[3]
+
+
+def test_a_folder_of_images_that_is_not_there(run, data, monkeypatch):
+    monkeypatch.chdir(data)
+    code, _, out, err = run("train.txt", "--classes", "classes.txt", "--images", "nope")
+    assert (code, out) == (2, "")
+    assert err == "make_tfrecords: nope: there is no such folder of images; check the path of the images\n"
 
 
 @pytest.mark.parametrize(

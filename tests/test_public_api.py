@@ -33,7 +33,7 @@ PUBLIC = {
     "tfdet.data.embedded": "file_of file_size is_embedded name read_bytes",
     "tfdet.data.errors": "AnnotationError DataError ImageError RecordError",
     "tfdet.data.faults": "find_faults leave_out list_faults named",
-    "tfdet.data.formats": "FORMATS Source WRITABLE read read_class_names recognise save",
+    "tfdet.data.formats": "FORMATS Source WRITABLE read read_class_names recognise require_new save",
     "tfdet.data.formats.results": "coco_box coco_image_ids coco_results whole_pixels",
     "tfdet.data.images": "EncodedImage ImageError ImageOptions STORES displayed_size read_header read_image "
     "read_thumbnail",

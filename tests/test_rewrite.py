@@ -131,7 +131,7 @@ def test_images_with_too_many_pixels_are_listed(run, data, tmp_path):
     "arguments, text",
     [
         (["--to", "lines"], "name it with --out"),
-        (["--to", "lines", "--out", "y", "--val", "z"], "without --val"),
+        (["--to", "lines", "--out", "y", "--val", "z"], "leave out --val"),
         (["--to", "records", "--out", "y"], "invalid choice"),
         (["--max-pixels", "0"], "--max-pixels is 1 to"),
         (["--boxes-frame", "upright"], "invalid choice"),
@@ -148,7 +148,7 @@ def test_a_file_that_is_there_stays(run, data, tmp_path):
     (tmp_path / "y").write_text("mine")
     code, _, out, err = run(data / "x.json", "--to", "lines", "--out", tmp_path / "y")
     assert (code, out) == (2, "")
-    assert "it is there already; name a new file with --out" in err
+    assert "it is there already; choose another name with --out" in err
     assert (tmp_path / "y").read_text() == "mine"
 
 

@@ -320,6 +320,30 @@ def test_the_lock_of_a_dead_process_locks_nothing(tmp_path):
 # --- pieces -------------------------------------------------------------------------------------
 
 
+BLOCKED = """
+import signal
+from dataclasses import dataclass
+from tfdet.data.workers import run_jobs
+
+@dataclass
+class Job:
+    listings: tuple = (1,)
+
+def blocked(job=None, tick=None):
+    return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+if __name__ == "__main__":
+    print(run_jobs(blocked, [Job(), Job()], 2, "here"), blocked())
+"""
+
+
+def test_workers_never_hear_ctrl_c(tmp_path):
+    """Not even while they start, which left a pool that could not end."""
+    (tmp_path / "script.py").write_text(BLOCKED)
+    done = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("[True, True] False\n", "")
+
+
 def test_shards_written_in_pieces_are_the_same(tmp_path):
     listings = make_listings(tmp_path / "img", 80)
     one = run(listings, tmp_path / "one", shards=1)

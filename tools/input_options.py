@@ -7,7 +7,7 @@ from pathlib import Path
 from tfdet import quiet
 from tfdet.data import doctor, files
 from tfdet.data.annotations import FRAMES
-from tfdet.data.errors import DataError
+from tfdet.data.errors import AnnotationError
 from tfdet.data.formats import FORMATS, read, read_class_names, recognise
 from tfdet.data.images import MOST_PIXELS, ImageOptions
 from tools.check_options import cpu_count
@@ -49,21 +49,28 @@ def class_names_of(options) -> tuple[str, ...] | None:
 
 def read_source(path, options, class_names):
     """`formats.read` of one annotation file, and what looks wrong with its classes."""
-    if options.format:
-        warn_of_another_format(path, options.format)
-    source = read(
-        path, images=options.images, class_names=class_names, file_format=options.format,
-        allow_outside=options.allow_outside, boxes_frame=options.boxes_frame,
-    )  # fmt: skip
+    try:
+        source = read(
+            path, images=options.images, class_names=class_names, file_format=options.format,
+            allow_outside=options.allow_outside, boxes_frame=options.boxes_frame,
+        )  # fmt: skip
+    except AnnotationError as error:
+        other = other_format(path, options.format)
+        if other:  # what the reader of the wrong format advises would do harm
+            reason = f"cannot be read as {options.format}, it looks like {other}"
+            raise AnnotationError(path, reason, "leave --format out") from error
+        raise
+    if source.problems and (other := other_format(path, options.format)):
+        quiet.tell(f"{path} looks like {other}, not like {options.format}; leave --format out if that is what it is")
     return source, [*source.problems, *doctor.suspect_classes(path, source)]
 
 
-def warn_of_another_format(path, file_format):
-    """Says what the annotations look like; they are read as asked for all the same."""
-    with contextlib.suppress(DataError):  # reading tells more
-        looks = recognise(path)
-        if looks != file_format:
-            quiet.tell(f"{path} looks like {looks}, not like {file_format}; leave --format out if that is what it is")
+def other_format(path, file_format) -> str | None:
+    """The format that the annotations look like, where that is not the one they are read as."""
+    with contextlib.suppress(AnnotationError):
+        looks = recognise(path) if file_format else None
+        return looks if looks != file_format else None
+    return None
 
 
 def read_all(options):

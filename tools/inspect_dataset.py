@@ -16,11 +16,12 @@ from rich.console import Console
 from rich.table import Table
 
 from tfdet import quiet
-from tfdet.data import doctor, statistics
+from tfdet.data import doctor, files, statistics
 from tfdet.data.annotations import NOTES
 from tfdet.data.checks import FAULTS, count_cut, count_dropped, count_kinds
 from tfdet.data.errors import DataError
 from tfdet.data.images import ImageOptions
+from tfdet.data.manifest import MANIFEST
 from tools import places
 from tools.check_options import HELP, add_check_options, make_checks
 from tools.input_options import add_input_options, check_input_options, read_all
@@ -109,11 +110,23 @@ def show(summary):
         print(f"a conversion would encode {number:,} images anew: {change}")
 
 
+def check_augment(options):
+    """Raises DataError where --augment has no records to draw, or no picture to draw them in."""
+    if options.augment.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise DataError(options.augment, "this is no name of a picture", "let it end with .png")
+    if not files.exists(files.join(options.annotations[0], MANIFEST)):
+        raise DataError(
+            options.annotations[0],
+            "--augment draws records, and here are none",
+            "convert this first, or leave --augment out",
+        )
+
+
 def write_augmented(options) -> dict:
     """The contact sheet of training images; returns how many boxes the detector of the preset cannot learn from.
 
     Raises:
-        DataError: not a folder of records.
+        DataError: records that cannot be read.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     quiet.import_tensorflow()
@@ -142,6 +155,8 @@ def write_page(options, diagnosis, summary, checks, listings):
 def inspect(options):
     checks = make_checks(options)
     places.require_parents(options.json, options.html, options.augment)
+    if options.augment:
+        check_augment(options)
     never_matched = write_augmented(options) if options.augment else None
     image_options = ImageOptions(decode_check=options.decode_check, max_pixels=options.max_pixels)
     splits, problems, names = read_all(options)

@@ -81,7 +81,8 @@ def parse_arguments(arguments=None):
     group.add_argument("--quality", type=int, default=95, help="of JPEGs that are encoded anew (default: %(default)s)")
     group.add_argument("--store", choices=STORES, default="jpeg", help="raw: decoded pixels, large and fast to read")
 
-    group.add_argument("--to", choices=WRITABLE, help="write annotations in this form to --out, instead of records")
+    group.add_argument("--to", choices=WRITABLE,
+                       help="write annotations in this form to --out, a file; for voc, darknet a folder")  # fmt: skip
 
     group = add_check_options(parser)
     group.add_argument("--skip-bad", dest="on_bad", action="append_const", const="clip", help="short for --on-bad clip")
@@ -99,7 +100,9 @@ def parse_arguments(arguments=None):
     if options.max_side < 0 or options.shards < 0 or not 1 <= options.quality <= 100:
         parser.error("--max-side and --shards are not negative, --quality is 1 to 100")
     if options.to and (options.val or options.test or not options.out):
-        parser.error("--to writes one file from one; name it with --out, without --val and --test")
+        parser.error(
+            "--to writes one file or folder of annotations; name it with --out, and leave out --val and --test"
+        )
     return options
 
 

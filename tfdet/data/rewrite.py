@@ -44,6 +44,7 @@ def rewrite(source, path, file_format: str, *, checks: Checks = _DEFAULT_CHECKS,
     Raises:
         AnnotationError: it cannot be written; see `formats.save`.
     """
+    formats.require_new(path)  # before all images are read
     entries, problems, rounded = [], list(source.problems), 0
     for done, listing in enumerate(source.listings, 1):
         try:

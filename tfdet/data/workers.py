@@ -5,6 +5,7 @@ each image. With more than one worker the calling script needs `if __name__ == "
 processes do.
 """
 
+import contextlib
 import itertools
 import multiprocessing
 import os
@@ -55,7 +56,8 @@ def _run_in_processes(function, jobs, workers, where, progress, follow, total) -
                 while waiting and len(running) < 2 * workers:  # few, so that memory does not grow with the jobs
                     number, job = waiting.popleft()
                     call = (job,) if number is None else (_run_in_worker, function, job)
-                    running[pool.submit(*call)] = number
+                    with _held_back(signal.SIGINT):  # for a process that starts here until `_start_worker`
+                        running[pool.submit(*call)] = number
                 finished, _ = wait(running, timeout=0.1, return_when=FIRST_COMPLETED)
                 progress(done.value, total)
                 for future in finished:
@@ -72,6 +74,19 @@ def _run_in_processes(function, jobs, workers, where, progress, follow, total) -
             stop.value = 1  # after an error or Ctrl-C the workers end between two images
             for future in running:
                 future.cancel()
+
+
+@contextlib.contextmanager
+def _held_back(number):
+    """A signal arrives at the end of the block, and never at processes and threads that are started in it."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _done = _stop = None  # in a worker: the number of images done by all workers; whether to end

@@ -18,7 +18,7 @@ from tfdet.data.errors import AnnotationError
 from tfdet.data.formats import coco, darknet, lines, pickled, recorded, table, voc
 from tfdet.data.formats.common import FORMATS, Source, read_class_names
 
-__all__ = ["FORMATS", "WRITABLE", "Source", "read", "read_class_names", "recognise", "save"]
+__all__ = ["FORMATS", "WRITABLE", "Source", "read", "read_class_names", "recognise", "require_new", "save"]
 
 _MODULES = dict(zip(FORMATS, (pickled, lines, voc, coco, darknet, table, recorded)))
 WRITABLE = tuple(name for name in FORMATS if hasattr(_MODULES[name], "write"))
@@ -88,8 +88,10 @@ def read(
     sources = []
     try:
         for one in [path] if files.exists(path) else list(map(address.as_path, files.matching(path))) or [path]:
-            module = _MODULES[file_format or recognise(one)]
-            sources.append(module.read(one, images, class_names, allow_outside))
+            kind = file_format or recognise(one)
+            if images and kind != "records" and not files.is_remote(images) and not images.is_dir():
+                raise AnnotationError(images, "there is no such folder of images", "check the path of the images")
+            sources.append(_MODULES[kind].read(one, images, class_names, allow_outside))
             class_names = sources[-1].class_names
     except OSError as error:  # of the annotations, or of the images that are looked for
         where = error.filename or path
@@ -117,6 +119,16 @@ def _without_duplicates(source) -> Source:
     return Source(source.format, source.class_names, kept, problems)
 
 
+def require_new(path):
+    """Raises AnnotationError where annotations cannot be saved, because something of that name is there."""
+    try:
+        if files.exists(path) or (not files.is_remote(path) and os.path.lexists(path)):
+            raise AnnotationError(path, "it is there already", "choose another name with --out")
+    except OSError as error:
+        reason = f"cannot be written ({error.strerror or error})"
+        raise AnnotationError(path, reason, "check the address") from error
+
+
 def save(path, file_format: str, class_names, entries):
     """Writes annotations; the file, or the folder of VOC and Darknet, appears whole or not at all. At an address with
     a scheme the files of a folder appear one by one, each of them whole.
@@ -132,11 +144,10 @@ def save(path, file_format: str, class_names, entries):
         AnnotationError: it exists, cannot be written, or the format cannot hold the name of an image or a class.
     """
     path = address.as_path(path)
+    require_new(path)
     if files.is_remote(path):
         return _save_at_address(path, file_format, class_names, entries)
     partial = path.with_name(f".{path.name}.partial")
-    if os.path.lexists(path):
-        raise AnnotationError(path, "it is there already", "name a new file with --out")
     _check_names(path, class_names, entries, stems=file_format == "darknet")
     try:
         partial.mkdir(parents=True) if file_format in _FOLDERS else path.parent.mkdir(parents=True, exist_ok=True)
@@ -151,8 +162,6 @@ def save(path, file_format: str, class_names, entries):
 def _save_at_address(path, file_format, class_names, entries):
     """Made on this machine, then copied; what was copied goes again where not all could be."""
     try:
-        if files.exists(path):
-            raise AnnotationError(path, "it is there already", "name a new file with --out")
         with tempfile.TemporaryDirectory() as folder:
             made = Path(folder) / path.name
             save(made, file_format, class_names, entries)

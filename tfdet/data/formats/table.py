@@ -76,15 +76,15 @@ def _rows(path):
     columns = width = None
     try:
         for fields in reader:
-            if columns is None and any(fields):
+            if not any(field.strip() for field in fields):
+                continue
+            if columns is None:
                 columns, width = _header(fields)
                 if width:
                     continue
             if not width and len(fields) > len(_COLUMNS):  # a path with commas: the others have none
                 fields[:-5] = [",".join(fields[:-5])]
             fields = [field.strip() for field in fields]
-            if not any(fields):
-                continue
             if len(fields) == (width or len(_COLUMNS)):
                 size = stated_size(*(fields[columns[side]] for side in _SIZE)) if columns.keys() >= set(_SIZE) else None
                 texts = [fields[columns[name]] for name in _COLUMNS]
