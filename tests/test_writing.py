@@ -7,8 +7,10 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -318,6 +320,40 @@ def test_the_lock_of_a_dead_process_locks_nothing(tmp_path):
 
 
 # --- pieces -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seconds", [0.6, 0.9, 1.2])
+def test_ctrl_c_twice_ends_at_any_moment(tmp_path, seconds):
+    """The second may come while the pool of processes ends, which could then wait for ever."""
+    for i in range(200):
+        Image.new("RGB", (1500, 1000), (i, 0, 0)).save(tmp_path / f"{i}.png")
+    (tmp_path / "train.txt").write_text("".join(f"{i}.png 1,1,90,90,0\n" for i in range(200)))
+    (tmp_path / "classes.txt").write_text("cat\n")
+    command = [
+        sys.executable,
+        ROOT / "tools" / "make_tfrecords.py",
+        "train.txt",
+        "--classes",
+        "classes.txt",
+        "--out",
+        "out",
+        "--workers",
+        "2",
+    ]
+    started = subprocess.Popen(
+        command, cwd=tmp_path, start_new_session=True, stderr=subprocess.PIPE, text=True, preexec_fn=hear_ctrl_c
+    )
+    time.sleep(seconds)
+    os.kill(started.pid, signal.SIGINT)
+    os.killpg(started.pid, signal.SIGINT)
+    started.communicate(timeout=60)
+    assert started.returncode in (130, -signal.SIGINT)  # the latter while Python itself starts
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def hear_ctrl_c():
+    """In the child: who runs the tests may ignore it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 BLOCKED = """

@@ -17,6 +17,8 @@ from concurrent.futures.process import BrokenProcessPool
 
 from tfdet.data.errors import DataError
 
+_PATIENCE = 1.0  # seconds
+
 
 def run_jobs(function, jobs, workers, where, progress=None, follow=None) -> list:
     """What `function(job, tick)` returns for each job, in their order.
@@ -78,15 +80,24 @@ def _run_in_processes(function, jobs, workers, where, progress, follow, total) -
 
 @contextlib.contextmanager
 def _held_back(number):
-    """A signal arrives at the end of the block, and never at processes and threads that are started in it."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    """A signal arrives at the end of the block, and never at processes and threads that are started in it.
+
+    A mask alone would not do: any thread may receive the signal, and Python then calls the handler in the main one.
+    """
+    came = []
+    in_main = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(number, lambda *details: came.append(details)) if in_main else None
+    can_mask = hasattr(signal, "pthread_sigmask")  # not on Windows
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {number}) if can_mask else None
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if can_mask:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if in_main:
+            signal.signal(number, handler)
+        if came and callable(handler):
+            handler(*came[-1])
 
 
 _done = _stop = None  # in a worker: the number of images done by all workers; whether to end
@@ -100,7 +111,11 @@ def _start_worker(done, stop):
 
 
 def _end_with_parent():
-    multiprocessing.parent_process().join()
+    """Ends this process with its parent, and also where a pool that was interrupted while it ended calls it no more."""
+    parent = multiprocessing.parent_process()
+    while parent.is_alive() and not _stop.value:
+        parent.join(_PATIENCE)
+    parent.join(_PATIENCE)
     os._exit(1)
 
 
