@@ -79,7 +79,7 @@ def parse_arguments(arguments=None):
     group.add_argument("--shards", type=int, default=0, metavar="N", help="files a split (default: about 100 MB each)")
     group.add_argument("--max-side", type=int, default=0, metavar="N", help="shrink images whose longer side exceeds N")
     group.add_argument("--quality", type=int, default=95, help="of JPEGs that are encoded anew (default: %(default)s)")
-    group.add_argument("--store", choices=STORES, default="jpeg", help="raw: decoded pixels, large and fast to read")
+    group.add_argument("--store", choices=STORES, default="jpeg", help="raw: decoded pixels, large, fast from memory")
 
     group.add_argument("--to", choices=WRITABLE,
                        help="write annotations in this form to --out, a file; for voc, darknet a folder")  # fmt: skip

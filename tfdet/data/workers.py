@@ -85,8 +85,9 @@ def _held_back(number):
     A mask alone would not do: any thread may receive the signal, and Python then calls the handler in the main one.
     """
     came = []
-    in_main = threading.current_thread() is threading.main_thread()
-    handler = signal.signal(number, lambda *details: came.append(details)) if in_main else None
+    # None: of another language's making, which could not be put back
+    can_wait = threading.current_thread() is threading.main_thread() and signal.getsignal(number) is not None
+    handler = signal.signal(number, lambda *details: came.append(details)) if can_wait else None
     can_mask = hasattr(signal, "pthread_sigmask")  # not on Windows
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {number}) if can_mask else None
     try:
@@ -94,7 +95,7 @@ def _held_back(number):
     finally:
         if can_mask:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        if in_main:
+        if can_wait:
             signal.signal(number, handler)
         if came and callable(handler):
             handler(*came[-1])

@@ -125,8 +125,7 @@ def require_new(path):
         if files.exists(path) or (not files.is_remote(path) and os.path.lexists(path)):
             raise AnnotationError(path, "it is there already", "choose another name with --out")
     except OSError as error:
-        reason = f"cannot be written ({error.strerror or error})"
-        raise AnnotationError(path, reason, "check the address") from error
+        raise _unwritten(path, error, "check the address") from error
 
 
 def save(path, file_format: str, class_names, entries):
@@ -154,7 +153,7 @@ def save(path, file_format: str, class_names, entries):
         _MODULES[file_format].write(partial, class_names, entries)
         os.replace(partial, path)
     except OSError as error:
-        raise AnnotationError(path, f"cannot be written ({error.strerror or error})", "check the folder") from error
+        raise _unwritten(path, error, "check the folder") from error
     finally:
         shutil.rmtree(partial) if partial.is_dir() else _remove(partial)
 
@@ -171,10 +170,13 @@ def _save_at_address(path, file_format, class_names, entries):
                     files.make_folder(target.parent)
                     files.write_whole(target, file.read_bytes(), f"{target}.partial")
     except OSError as error:
-        reason = f"cannot be written ({error.strerror or error})"
-        raise AnnotationError(path, reason, "check the address") from error
+        raise _unwritten(path, error, "check the address") from error
     except AnnotationError as error:  # of a writer, who knows nothing of the address
         raise AnnotationError(path, error.reason, error.advice) from error
+
+
+def _unwritten(path, error, advice) -> AnnotationError:
+    return AnnotationError(path, f"cannot be written ({error.strerror or error})", advice)
 
 
 @contextlib.contextmanager
